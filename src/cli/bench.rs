@@ -1,0 +1,210 @@
+//! `gyrostat bench`: this machine's speed, as a small table or JSON.
+
+use std::{io::Write, sync::Arc, time::Instant};
+
+use clap::ValueEnum;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::drift::{Detector, Kind, Watch as Directions};
+use crate::learn::ppo;
+use crate::policy::{AdapterGradient, Batch, Decoder, KvCache};
+use crate::store::{self, Store};
+
+use super::{Error, generate, jsonl};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    what: What,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Rounds; the median is reported.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    /// Prefill of 256 tokens, decode with one stream and with eight.
+    Serve,
+    /// Forward and backward of a LoRA policy over 4 × 256 tokens.
+    Train,
+    /// One reading of each detector.
+    Drift,
+    /// Durable feedback, one writer and 64.
+    Store,
+}
+
+pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
+    let mut rows: Map<String, Value> = Map::new();
+    let mut row = |name: &str, mut measured: Vec<f64>| {
+        measured.sort_by(f64::total_cmp);
+        rows.insert(name.to_owned(), json!(measured[measured.len() / 2]));
+    };
+    let rounds = args.rounds.max(1);
+    match args.what {
+        What::Serve => {
+            let model = generate::load(&config.policy.model)?;
+            let mut measured: [Vec<f64>; 3] = Default::default();
+            for round in 0..rounds {
+                let figures = serve(&model.decoder, round)?;
+                measured.iter_mut().zip(figures).for_each(|(list, figure)| list.push(figure));
+            }
+            let [prefill, one, eight] = measured;
+            row("prefill_256_tokens_per_second", prefill);
+            row("decode_1_stream_tokens_per_second", one);
+            row("decode_8_streams_tokens_per_second", eight);
+        }
+        What::Train => {
+            let model = generate::load(&config.policy.model)?;
+            let measured = (0..rounds).map(|_| train(&model, config)).collect::<Result<_, _>>()?;
+            row("train_lora_tokens_per_second", measured);
+        }
+        What::Drift => {
+            for kind in [Kind::Bernoulli, Kind::Bounded] {
+                let measured = (0..rounds).map(|_| drift(kind)).collect::<Result<_, _>>()?;
+                row(
+                    if kind == Kind::Bernoulli {
+                        "bernoulli_ns_per_reading"
+                    } else {
+                        "bounded_ns_per_reading"
+                    },
+                    measured,
+                );
+            }
+        }
+        What::Store => {
+            for writers in [1, 64] {
+                let measured = (0..rounds).map(|_| store(writers)).collect::<Result<_, _>>()?;
+                row(&format!("durable_records_per_second_{writers}_writers"), measured);
+            }
+        }
+    }
+    let mut out = jsonl::writer("-")?;
+    if args.json {
+        writeln!(out, "{}", Value::Object(rows))?;
+    } else {
+        for (name, value) in rows {
+            writeln!(out, "{name:40} {:>12.1}", value.as_f64().unwrap_or_default())?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn tokens(count: usize, salt: usize, decoder: &Decoder) -> Vec<u32> {
+    let vocabulary = decoder.architecture.vocabulary;
+    (0..count).map(|at| ((100 + (at * 7 + salt * 131) % 3000) % vocabulary) as u32).collect()
+}
+
+/// Tokens a second: prefill of 256, decode of 128 alone, decode of 8 × 96 together.
+fn serve(decoder: &Decoder, round: usize) -> Result<[f64; 3], Error> {
+    let layers = decoder.architecture.layers;
+    let mut cache = KvCache::new(layers);
+    let mut batch = Batch::default();
+    batch.push(&tokens(256, round, decoder), 0, None);
+    let started = Instant::now();
+    let hidden = decoder.step(&batch, &mut [&mut cache])?;
+    decoder.logits(&hidden.narrow(0, 255, 1)?)?;
+    let prefill = 256.0 / started.elapsed().as_secs_f64();
+    let one = decode(decoder, &mut [cache], 128)?;
+    let mut caches: Vec<KvCache> = (0..8).map(|_| KvCache::new(layers)).collect();
+    let eight = decode(decoder, &mut caches, 96)?;
+    Ok([prefill, one, eight])
+}
+
+fn decode(decoder: &Decoder, caches: &mut [KvCache], steps: usize) -> Result<f64, Error> {
+    let started = Instant::now();
+    for step in 0..steps {
+        let mut batch = Batch::default();
+        for cache in &*caches {
+            batch.push(&tokens(1, step, decoder), cache.len(), None);
+        }
+        let mut borrowed: Vec<&mut KvCache> = caches.iter_mut().collect();
+        let hidden = decoder.step(&batch, &mut borrowed)?;
+        decoder.logits(&hidden)?;
+    }
+    Ok((steps * caches.len()) as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Tokens a second of one forward and backward pass of a LoRA on all linears, log-probabilities of every token.
+fn train(model: &crate::policy::Model, config: &Config) -> Result<f64, Error> {
+    let decoder = &model.decoder;
+    let adapter = ppo::new_policy(model, config.learn.ppo.rank, config.learn.ppo.alpha, 1.0, 0)?;
+    let sequences: Vec<Vec<u32>> = (0..4).map(|salt| tokens(256, salt, decoder)).collect();
+    let batch = Batch::of(sequences.iter().map(Vec::as_slice), Some(&adapter));
+    let started = Instant::now();
+    let trunk = decoder.trunk(&batch, 0)?;
+    let (hidden, tape) = decoder.hidden_taped(&trunk, &batch, 0)?;
+    let logprobs = decoder.token_logprobs(&hidden, &batch.tokens, 1.0, true)?;
+    let gradient = vec![-1.0 / batch.tokens.len() as f32; batch.tokens.len()];
+    if let Some(dhidden) = logprobs.backward(&gradient)? {
+        decoder.backward(&tape, &dhidden, &mut AdapterGradient::default())?;
+    }
+    Ok(batch.tokens.len() as f64 / started.elapsed().as_secs_f64())
+}
+
+fn drift(kind: Kind) -> Result<f64, Error> {
+    const READINGS: usize = 500_000;
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut reading = || match kind {
+        Kind::Bernoulli => f64::from(u8::from(rng.random_bool(0.1))),
+        Kind::Bounded => rng.random::<f64>(),
+    };
+    let reference: Vec<f64> = (0..1000).map(|_| reading()).collect();
+    let rest: Vec<f64> = (0..READINGS).map(|_| reading()).collect();
+    let mut detector = Detector::learn(kind, &reference, Directions::Both)?;
+    let started = Instant::now();
+    let mut most = 0f64;
+    for reading in &rest {
+        most = most.max(detector.update(*reading));
+    }
+    let nanoseconds = started.elapsed().as_secs_f64() * 1e9 / READINGS as f64;
+    // The statistic is used, so that the loop is not optimised away.
+    if most.is_nan() { Err("the statistic is not a number".into()) } else { Ok(nanoseconds) }
+}
+
+fn store(writers: usize) -> Result<f64, Error> {
+    const RECORDS: usize = 640;
+    let dir = std::env::temp_dir().join(format!("gyrostat-bench-{}", std::process::id()));
+    let config = store::Config { path: dir.clone(), ..store::Config::default() };
+    let store = Store::open(&config)?;
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..writers)
+            .map(|_| {
+                let store = Arc::clone(&store);
+                scope.spawn(move || {
+                    (0..RECORDS / writers).try_for_each(|_| store.attach_blocking(&judgement()).map(drop))
+                })
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(store::Error::Stopped)))
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    drop(store);
+    std::fs::remove_dir_all(&dir)?;
+    Ok(RECORDS as f64 / seconds)
+}
+
+/// A comparison of texts: the one judgement that needs no answer on record.
+fn judgement() -> crate::completion::Feedback {
+    use crate::completion::{Feedback, FeedbackId, Judgement, Prompt, Source, Timestamp};
+    Feedback {
+        id: FeedbackId::new(),
+        at: Timestamp(0),
+        completion: None,
+        judgement: Judgement::TextComparison {
+            prompt: Prompt::Text("a prompt".to_owned()),
+            chosen: "the better answer".to_owned(),
+            rejected: "the worse one".to_owned(),
+        },
+        rater: None,
+        source: Source::Human,
+        comment: None,
+        idempotency_key: None,
+        tags: std::collections::BTreeMap::new(),
+    }
+}

@@ -1,0 +1,33 @@
+//! `gyrostat demo`: arguments only; the demo itself is `crate::demo`.
+
+use std::path::PathBuf;
+
+use crate::demo;
+
+use super::{Error, model, serve};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Changes traffic, raters, sampling and training.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Directory for the data; without one a scratch directory is used and removed.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// Model to serve instead of the default one.
+    #[arg(long)]
+    model: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => model::fetched()?,
+    };
+    let options = demo::Options { seed: args.seed, model, data: args.data.clone(), port: args.port };
+    serve::runtime()?.block_on(demo::run(&options))?;
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! `gyrostat evaluate`: perplexity, preference accuracy, reward and KL on a file, as JSON.
+
+use std::{io::Write, path::PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::learn::{Sequence, Watch, policy_pass::logprobs, reward::Example, sequence::MicroBatch};
+
+use super::{Error, generate, jsonl, train};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Lines as `train` takes them; `-` is stdin.
+    #[arg(long)]
+    data: String,
+    /// A policy's adapter.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// A reward model's adapter.
+    #[arg(long)]
+    reward: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
+    let lines = jsonl::read(&args.data)?;
+    let model = generate::load(&config.policy.model)?;
+    let adapter = generate::adapter(&model, args.adapter.as_deref())?;
+    let watch = Watch {
+        micro_tokens: config.learn.pace.micro_tokens,
+        sequence_tokens: config.learn.pace.sequence_tokens,
+        between: &|| true,
+        report: &|_, _, _| {},
+    };
+    let mut sequences = Vec::new();
+    let mut examples = Vec::new();
+    for line in &lines {
+        if line.1.contains_key("chosen") {
+            let example = train::example(&model, line, &watch)?;
+            if let Example::Comparison { chosen, .. } = &example {
+                sequences.push(chosen.clone());
+            }
+            examples.push(example);
+        } else {
+            sequences.push(train::shown(&model, line, &watch)?);
+        }
+    }
+    let mut result = Map::new();
+    result.insert("examples".to_owned(), json!(lines.len()));
+    let bar = jsonl::bar(sequences.len() as u64, "sequences");
+    let (mut nats, mut reference, mut tokens) = (0.0, 0.0, 0);
+    for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
+        let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
+        let sum = |adapter| {
+            let logprobs = logprobs(&model.decoder, &micro, (&trunk, 0), adapter, 1.0)?.logprobs;
+            Ok::<f64, Error>(logprobs.iter().map(|logprob| f64::from(*logprob)).sum())
+        };
+        nats += sum(adapter.as_ref())?;
+        reference += if adapter.is_some() { sum(None)? } else { 0.0 };
+        tokens += micro.targets.len();
+        bar.inc(micro.members.len() as u64);
+    }
+    bar.finish_and_clear();
+    let each = |sum: f64| sum / tokens.max(1) as f64;
+    result.insert("tokens".to_owned(), json!(tokens));
+    result.insert("mean_logprob".to_owned(), json!(each(nats)));
+    result.insert("perplexity".to_owned(), json!((-each(nats)).exp()));
+    if adapter.is_some() {
+        // On given text, not on its own samples: how much likelier the adapter makes the data, in nats a token.
+        result.insert("logprob_gain_over_base".to_owned(), json!(each(nats - reference)));
+    }
+    if let Some(dir) = &args.reward {
+        judge(
+            &mut result,
+            &train::reward_model(&model, dir)?,
+            &model,
+            &sequences,
+            &examples,
+            config,
+            &watch,
+        )?;
+    }
+    let mut out = jsonl::writer("-")?;
+    writeln!(out, "{}", Value::Object(result))?;
+    out.flush()?;
+    Ok(())
+}
+
+fn judge(
+    result: &mut Map<String, Value>,
+    reward: &crate::learn::RewardModel,
+    model: &crate::policy::Model,
+    sequences: &[Sequence],
+    examples: &[Example],
+    config: &Config,
+    watch: &Watch<'_>,
+) -> Result<(), Error> {
+    let scores = reward.score(model, sequences, watch)?;
+    let mean = scores.iter().map(|score| f64::from(*score)).sum::<f64>() / scores.len().max(1) as f64;
+    result.insert("reward".to_owned(), json!(mean));
+    if !examples.is_empty() {
+        let agreement = reward.evaluate(model, examples, &config.learn.reward, watch)?;
+        result.insert("preference_accuracy".to_owned(), json!(agreement.accuracy));
+        result.insert("preference_loss".to_owned(), json!(agreement.loss));
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! JSON lines in and out; `-` is the terminal's own stream.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, BufWriter, Write},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
+
+use super::Error;
+
+/// All objects of a file, with their line numbers.
+///
+/// # Errors
+/// The file cannot be read, or a line is no JSON object; the message has its number.
+pub(crate) fn read(path: &str) -> Result<Vec<(usize, Map<String, Value>)>, Error> {
+    let reader: Box<dyn BufRead> = if path == "-" {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(File::open(path).map_err(|error| format!("{path}: {error}"))?))
+    };
+    let mut lines = Vec::new();
+    for (index, line) in reader.lines().enumerate() {
+        let line = line.map_err(|error| format!("{path}: line {}: {error}", index + 1))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let object =
+            serde_json::from_str(&line).map_err(|error| format!("{path}: line {}: {error}", index + 1))?;
+        lines.push((index + 1, object));
+    }
+    Ok(lines)
+}
+
+/// Where lines go.
+///
+/// # Errors
+/// The file cannot be made.
+pub(crate) fn writer(path: &str) -> Result<Box<dyn Write>, Error> {
+    if path == "-" {
+        return Ok(Box::new(BufWriter::new(io::stdout().lock())));
+    }
+    Ok(Box::new(BufWriter::new(File::create(path).map_err(|error| format!("{path}: {error}"))?)))
+}
+
+/// A string field of a line.
+///
+/// # Errors
+/// It is missing or no string; the message has the line's number and the field's name.
+pub(crate) fn text<'a>(line: usize, object: &'a Map<String, Value>, field: &str) -> Result<&'a str, Error> {
+    match object.get(field) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(format!("line {line}: `{field}` must be a string").into()),
+        None => Err(format!("line {line}: `{field}` is missing").into()),
+    }
+}
+
+/// A bar on stderr, which shows itself on terminals only.
+pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    if let Ok(style) = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    bar
+}

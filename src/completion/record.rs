@@ -1,0 +1,165 @@
+//! The records of the loop's second half: what drifted, and what was done about it.
+//!
+//! They are kept in the store, shown by `http` and made by `cycle`, so they belong to the vocabulary.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{CompletionId, FeedbackId, InteractionType, SignalKind, Timestamp, Version};
+
+/// Which way a signal moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    Up,
+    Down,
+}
+
+impl Direction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Where one watched stream stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriftState {
+    /// The reference window is being filled; nothing can alarm yet.
+    Learning,
+    Steady,
+    /// The evidence passed its threshold and nobody has re-learned the baseline since.
+    Alarm,
+}
+
+/// One line of the scorecard (`GET /v1/alignment`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScorecardRow {
+    pub signal: SignalKind,
+    /// `None` is the whole traffic.
+    pub interaction: Option<InteractionType>,
+    /// Mean over the reference window, once it is full.
+    pub baseline: Option<f64>,
+    /// Mean over the newest readings.
+    pub current: Option<f64>,
+    pub evidence_log10: f64,
+    pub threshold_log10: f64,
+    pub state: DriftState,
+    /// Readings since the stream began, reference included.
+    pub n: u64,
+}
+
+/// How much of a change one interaction type accounts for. Shares of one alarm sum to 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    pub interaction: InteractionType,
+    pub share: f64,
+}
+
+/// A drift that was detected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Alarm {
+    pub id: Uuid,
+    pub at: Timestamp,
+    pub signal: SignalKind,
+    /// The stream that alarmed; `None` is the whole traffic.
+    pub interaction: Option<InteractionType>,
+    /// The version whose answers drifted.
+    pub version: Version,
+    pub direction: Direction,
+    pub baseline: f64,
+    pub current: f64,
+    pub evidence_log10: f64,
+    pub threshold_log10: f64,
+    /// The time of the likeliest change, by two-sample GLR, and its plausible range (not a confidence interval).
+    pub change_at: Timestamp,
+    pub change_from: Timestamp,
+    pub change_to: Timestamp,
+    /// Readings of this stream since the likeliest change.
+    pub samples_since_change: u64,
+    pub shares: Vec<Share>,
+    /// Answers from after the change, worst first.
+    pub examples: Vec<CompletionId>,
+    pub acknowledged: bool,
+}
+
+/// Why an update was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "lowercase")]
+pub enum Trigger {
+    Alarm { alarm: Uuid },
+    Hand,
+}
+
+/// How an update ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    Promoted {
+        version: Version,
+    },
+    /// The gate said no; its reasons in words.
+    Rejected {
+        reasons: Vec<String>,
+    },
+    /// There was too little feedback to learn from.
+    TooFew {
+        usable: usize,
+        needed: usize,
+    },
+    Failed {
+        error: String,
+    },
+    Cancelled,
+}
+
+impl Outcome {
+    /// The metric label `outcome`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Promoted { .. } => "promoted",
+            Self::Rejected { .. } => "rejected",
+            Self::TooFew { .. } => "too_few",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Where an update stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum UpdateState {
+    /// `stage` in words (`dataset`, `reward`, `ppo`, `gate`), `progress` from 0 to 1 over the whole update.
+    Running { stage: String, progress: f64 },
+    Ended {
+        ended_at: Timestamp,
+        #[serde(flatten)]
+        outcome: Outcome,
+    },
+}
+
+/// One training run, from its trigger to its outcome.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Update {
+    pub id: Uuid,
+    pub at: Timestamp,
+    pub trigger: Trigger,
+    /// `ppo`, `dpo`, `sft` or `reward`.
+    pub recipe: String,
+    /// The interaction types that it is to mend; empty is all.
+    pub interactions: Vec<InteractionType>,
+    /// The version that it starts from.
+    pub base: Version,
+    #[serde(flatten)]
+    pub state: UpdateState,
+    /// What it learned from.
+    pub feedback: Vec<FeedbackId>,
+    /// TRL's names (`objective/kl`, …) and the gate's scores, as far as they are known.
+    pub measures: BTreeMap<String, f64>,
+}

@@ -1,0 +1,383 @@
+//! The loop: what people say becomes signals, signals become evidence, evidence becomes an update, a proven update is
+//! served. [`Cycle::tick`] is the whole of it.
+
+mod handle;
+mod learner;
+mod metrics;
+mod scoring;
+mod sense;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::completion::{
+    Alarm, Direction, InteractionType, Outcome, Share, SignalKind, Timestamp, Trigger, Update, UpdateState,
+    Version,
+};
+use crate::drift::{self, Monitor};
+use crate::gate::{self, Verdict};
+use crate::learn;
+use crate::policy::Engine;
+use crate::registry::{self, Registry};
+use crate::store::{self, Store};
+
+pub use handle::{Handle, StartError};
+pub use metrics::Metrics;
+
+use handle::Shared;
+use learner::{Learned, Learner};
+use sense::{Key, Reading, Recent};
+
+/// When the loop turns, and when it learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Milliseconds between two looks at what was recorded.
+    pub tick_ms: u64,
+    /// Whether an alarm starts an update by itself.
+    pub learn_on_alarm: bool,
+    /// Judged answers that an update needs; an alarm waits until there are so many.
+    pub minimum_feedback: usize,
+    /// `ppo`, `dpo` or `sft`.
+    pub recipe: String,
+    /// Prompts of the gate split on which candidate and incumbent answer side by side, at most.
+    pub gate_prompts: usize,
+    /// Seed of everything that learning draws.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tick_ms: 1000,
+            learn_on_alarm: true,
+            minimum_feedback: 200,
+            recipe: "ppo".to_owned(),
+            gate_prompts: 64,
+            seed: 0,
+        }
+    }
+}
+
+/// What stops one turn of the loop; serving does not notice.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    #[error(transparent)]
+    Learn(#[from] learn::Error),
+    #[error("detector state: {0}")]
+    State(String),
+    #[error("detector state: {0}")]
+    Drift(#[from] drift::Error),
+}
+
+/// Everything that the loop reads and writes.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    pub store: Arc<Store>,
+    pub registry: Arc<Registry>,
+    pub engine: Engine,
+    pub metrics: Metrics,
+    pub config: Config,
+    pub drift: drift::Config,
+    pub learn: learn::Config,
+    pub gate: gate::Config,
+    /// Reads the clock.
+    pub clock: fn() -> Timestamp,
+}
+
+/// An alarm that waits for feedback enough to learn from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Cause {
+    alarm: Alarm,
+    /// Judgements of the alarming type since the change.
+    judged: usize,
+}
+
+/// The loop's own memory.
+#[derive(Debug)]
+pub struct Cycle {
+    parts: Parts,
+    shared: Arc<Shared>,
+    /// The next entry of the store's journal to be sensed.
+    cursor: u64,
+    /// The version that the streams are about.
+    version: Version,
+    recent: Recent,
+    cause: Option<Cause>,
+    learner: Option<Learner>,
+}
+
+impl Cycle {
+    /// Picks up where the last process stopped.
+    ///
+    /// # Errors
+    /// The store cannot be read, or its detector state is damaged.
+    pub fn new(parts: Parts) -> Result<(Self, Handle), Error> {
+        let (memory, cursor) = sense::restore(&parts)?;
+        let version = memory.version;
+        let monitor = Monitor::restore(parts.drift.clone(), memory.monitor)?;
+        let shared = Arc::new(Shared::new(parts.clone(), monitor));
+        let cycle = Self {
+            shared: Arc::clone(&shared),
+            parts,
+            cursor,
+            version,
+            recent: Recent::default(),
+            cause: memory.cause,
+            learner: None,
+        };
+        Ok((cycle, Handle::new(shared)))
+    }
+
+    /// Ticks on a thread of its own until every handle is gone.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(mut self) -> std::io::Result<thread::JoinHandle<()>> {
+        thread::Builder::new().name("cycle".to_owned()).spawn(move || {
+            while !self.shared.stop.load(Ordering::Relaxed) {
+                if let Err(fault) = self.tick((self.parts.clock)()) {
+                    error!(%fault, "a turn of the loop failed");
+                }
+                thread::sleep(Duration::from_millis(self.parts.config.tick_ms));
+            }
+            if let Some(learner) = self.learner.take() {
+                learner.cancel();
+            }
+        })
+    }
+
+    /// One turn: sense what is new, look for drift, swap in what was learned and proven, learn from what drifted.
+    ///
+    /// # Errors
+    /// The store or the registry fails. What was sensed is sensed again at the next turn.
+    pub fn tick(&mut self, now: Timestamp) -> Result<(), Error> {
+        self.follow_version();
+        let before = self.cursor;
+        let readings = self.sense()?;
+        let alarms = self.detect(&readings);
+        self.note(alarms, now)?;
+        if self.cursor > before {
+            self.remember()?;
+        }
+        if let Some((update, learned)) = self.finished() {
+            let outcome = self.prove(&update, learned, now)?;
+            self.close(update, outcome, now)?;
+        }
+        if let Some(update) = self.reason_to_learn(now) {
+            self.learn(update)?;
+        }
+        self.parts.metrics.show(&self.shared.scorecard(), &self.parts.registry);
+        Ok(())
+    }
+
+    /// A version that was promoted, by us or by hand, starts a new reference.
+    fn follow_version(&mut self) {
+        let active = self.parts.registry.active();
+        if active != self.version {
+            info!(from = %self.version, to = %active, "the served version changed; baselines are learned anew");
+            self.version = active;
+            self.cause = None;
+            self.recent = Recent::default();
+            self.monitor().clear();
+        }
+    }
+
+    fn monitor(&self) -> MutexGuard<'_, Monitor<Key>> {
+        self.shared.monitor()
+    }
+
+    /// The readings of the newest journal entries that are about the served version.
+    fn sense(&mut self) -> Result<Vec<Reading>, Error> {
+        const ENTRIES: usize = 2000;
+        let events = self.parts.store.events_since(self.cursor, ENTRIES)?;
+        let mut readings = Vec::new();
+        for (sequence, event) in events {
+            readings.extend(sense::readings(&event, &self.parts.store)?);
+            self.cursor = sequence + 1;
+        }
+        readings.retain(|reading| reading.signal.version == self.version);
+        Ok(readings)
+    }
+
+    /// Shows each reading to its own stream and to that of the whole traffic.
+    fn detect(&mut self, readings: &[Reading]) -> Vec<Alarm> {
+        let mut alarms = Vec::new();
+        for reading in readings {
+            self.recent.push(reading);
+            if let Some(cause) = &mut self.cause
+                && reading.signal.kind == SignalKind::Satisfaction
+                && cause.alarm.interaction.as_ref() == Some(&reading.signal.interaction)
+            {
+                cause.judged += 1;
+            }
+            for key in [Key::of(&reading.signal), Key::whole(&reading.signal)] {
+                let observed =
+                    self.monitor().observe(&key, key.stream_kind(), reading.signal.value, reading.at.0);
+                match observed {
+                    Ok(Some(alarm)) => alarms.push(self.describe(&key, &alarm, reading.at)),
+                    Ok(None) => {}
+                    Err(fault) => warn!(signal = key.signal.as_str(), %fault, "a reading was not taken"),
+                }
+            }
+        }
+        alarms
+    }
+
+    /// The alarm in the words of the interface: whose change it is, and which answers show it.
+    fn describe(&self, key: &Key, alarm: &drift::Alarm, now: Timestamp) -> Alarm {
+        let shares = match &key.interaction {
+            Some(interaction) => vec![Share { interaction: interaction.clone(), share: 1.0 }],
+            None => sense::shares(&self.monitor(), key.signal, alarm.direction),
+        };
+        let direction = match alarm.direction {
+            drift::Direction::Up => Direction::Up,
+            drift::Direction::Down => Direction::Down,
+        };
+        Alarm {
+            id: Uuid::now_v7(),
+            at: now,
+            signal: key.signal,
+            interaction: key.interaction.clone(),
+            version: self.version,
+            direction,
+            baseline: alarm.baseline,
+            current: alarm.current,
+            evidence_log10: alarm.evidence_log10,
+            threshold_log10: alarm.threshold_log10,
+            change_at: Timestamp(alarm.change.at),
+            change_from: Timestamp(alarm.change.from),
+            change_to: Timestamp(alarm.change.to),
+            samples_since_change: alarm.change.samples,
+            shares,
+            examples: self.recent.worst(key, Timestamp(alarm.change.at), direction),
+            acknowledged: false,
+        }
+    }
+
+    /// Puts detectors and cursor to disk together, so that a restart neither skips nor repeats a reading.
+    fn remember(&self) -> Result<(), Error> {
+        let memory = sense::Memory {
+            version: self.version,
+            cause: self.cause.clone(),
+            monitor: self.monitor().save(),
+        };
+        let saved = serde_json::to_vec(&memory).map_err(|error| Error::State(error.to_string()))?;
+        self.parts.store.save_monitor(&saved, self.cursor)?;
+        Ok(())
+    }
+
+    fn note(&mut self, alarms: Vec<Alarm>, now: Timestamp) -> Result<(), Error> {
+        for alarm in alarms {
+            let interaction = alarm.interaction.as_ref().map_or("all", InteractionType::as_str);
+            warn!(
+                signal = alarm.signal.as_str(),
+                interaction,
+                direction = alarm.direction.as_str(),
+                baseline = alarm.baseline,
+                current = alarm.current,
+                seconds_ago = now.0.saturating_sub(alarm.change_at.0) / 1000,
+                "drift"
+            );
+            self.parts.metrics.alarm(&alarm);
+            self.parts.store.put_alarm(&alarm)?;
+            // The first complaint about one type names what to learn; the whole traffic's stream only confirms it.
+            if self.cause.is_none() && calls_for_learning(&alarm) {
+                self.cause = Some(Cause { judged: alarm.samples_since_change as usize, alarm });
+            }
+        }
+        Ok(())
+    }
+
+    /// An alarm with feedback enough behind it, or somebody's wish.
+    fn reason_to_learn(&mut self, now: Timestamp) -> Option<Update> {
+        if self.learner.is_some() {
+            return None;
+        }
+        if let Some(update) = self.shared.wish() {
+            return Some(update);
+        }
+        let config = &self.parts.config;
+        let ready = |cause: &mut Cause| config.learn_on_alarm && cause.judged >= config.minimum_feedback;
+        let alarm = self.cause.take_if(ready)?.alarm;
+        let trigger = Trigger::Alarm { alarm: alarm.id };
+        let interactions = alarm.interaction.into_iter().collect();
+        Some(handle::new_update(trigger, config.recipe.clone(), interactions, self.version, now))
+    }
+
+    /// Starts the learner on its own thread.
+    fn learn(&mut self, update: Update) -> Result<(), Error> {
+        info!(update = %update.id, recipe = update.recipe, "an update starts");
+        self.parts.store.put_update(&update)?;
+        self.shared.begin(update.clone());
+        self.learner = Some(Learner::start(self.parts.clone(), Arc::clone(&self.shared), update));
+        Ok(())
+    }
+
+    /// The learner's result, once it has one.
+    fn finished(&mut self) -> Option<(Update, Result<Learned, learner::Stopped>)> {
+        let learner = self.learner.take_if(|learner| learner.is_finished())?;
+        Some(learner.join())
+    }
+
+    /// Lets the gate judge the candidate, and swaps it in if it may.
+    fn prove(
+        &mut self,
+        update: &Update,
+        learned: Result<Learned, learner::Stopped>,
+        now: Timestamp,
+    ) -> Result<Outcome, Error> {
+        let learned = match learned {
+            Ok(learned) => learned,
+            Err(learner::Stopped::TooFew { usable, needed }) => {
+                return Ok(Outcome::TooFew { usable, needed });
+            }
+            Err(learner::Stopped::Cancelled) => return Ok(Outcome::Cancelled),
+            Err(learner::Stopped::Failed(error)) => return Ok(Outcome::Failed { error }),
+        };
+        match gate::judge(&learned.incumbent, &learned.candidate, &self.parts.gate) {
+            Verdict::Reject { reasons } => Ok(Outcome::Rejected { reasons }),
+            Verdict::Promote { reasons } => {
+                let note = reasons.join("; ");
+                let version = learned.stage(&self.parts, update, &note, now)?;
+                self.parts.registry.promote(version, now)?;
+                Ok(Outcome::Promoted { version })
+            }
+        }
+    }
+
+    fn close(&mut self, mut update: Update, outcome: Outcome, now: Timestamp) -> Result<(), Error> {
+        info!(update = %update.id, outcome = outcome.as_str(), "the update ended");
+        self.parts.metrics.update(&update.recipe, &outcome);
+        update.state = UpdateState::Ended { ended_at: now, outcome };
+        self.parts.store.put_update(&update)?;
+        self.shared.end();
+        Ok(())
+    }
+}
+
+/// Worse satisfaction or helpfulness, or another rate of refusals, of a type that is known: the policy can mend that.
+fn calls_for_learning(alarm: &Alarm) -> bool {
+    alarm.interaction.is_some()
+        && match alarm.signal {
+            SignalKind::Satisfaction | SignalKind::Helpfulness => alarm.direction == Direction::Down,
+            SignalKind::Refusal => true,
+            SignalKind::Kl => false,
+        }
+}
+
+/// A lock whose holder panicked still guards whole values here: every change under it is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,354 @@
+//! One update, on a thread of its own: data set, reward model, policy, scores. It only ever reads what is served.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use rand::{SeedableRng, rngs::StdRng};
+use tracing::error;
+
+use crate::completion::{Completion, Feedback, Prompt, Timestamp, Update, UpdateState, Version};
+use crate::learn::{
+    self, Dataset, Measures, Ppo, RewardModel, Scores, Sequence, Watch,
+    dataset::Split,
+    ppo, preference,
+    reward::{Agreement, Example},
+};
+use crate::policy::Adapter;
+use crate::registry::Origin;
+use crate::signals;
+
+use super::{Error, Parts, handle::Shared, scoring};
+
+/// A thread that learns.
+#[derive(Debug)]
+pub(super) struct Learner {
+    thread: thread::JoinHandle<(Update, Result<Learned, Stopped>)>,
+    update: Update,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// Why there is no candidate.
+#[derive(Debug)]
+pub(super) enum Stopped {
+    TooFew { usable: usize, needed: usize },
+    Cancelled,
+    Failed(String),
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Learn(learn::Error::Cancelled) => Self::Cancelled,
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<learn::Error> for Stopped {
+    fn from(error: learn::Error) -> Self {
+        Self::from(Error::from(error))
+    }
+}
+
+/// A candidate with its proof.
+#[derive(Debug)]
+pub(super) struct Learned {
+    pub(super) policy: Arc<Adapter>,
+    pub(super) reward: RewardModel,
+    pub(super) incumbent: Scores,
+    pub(super) candidate: Scores,
+}
+
+impl Learned {
+    /// Puts the candidate on disk, where it waits for its promotion.
+    pub(super) fn stage(
+        &self,
+        parts: &Parts,
+        update: &Update,
+        note: &str,
+        now: Timestamp,
+    ) -> Result<Version, Error> {
+        let base = parts.engine.model().path.display().to_string();
+        let report = serde_json::json!({ "incumbent": self.incumbent, "candidate": self.candidate });
+        let write = |dir: &std::path::Path| {
+            self.policy.save(dir, &base)?;
+            fs::create_dir_all(dir.join(REWARD))?;
+            self.reward.adapter.save(&dir.join(REWARD), &base)
+        };
+        let origin = Origin {
+            parent: update.base,
+            update: Some(update.id),
+            note: note.to_owned(),
+            gate: Some(report),
+        };
+        let record = parts.registry.stage(write, origin, now)?;
+        Ok(record.version)
+    }
+}
+
+/// Where a version keeps the reward model that judged it.
+const REWARD: &str = "reward";
+
+impl Learner {
+    pub(super) fn start(parts: Parts, shared: Arc<Shared>, update: Update) -> Self {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let (of_thread, started) = (Arc::clone(&cancelled), update.clone());
+        let thread = thread::spawn(move || {
+            let mut run = Run { parts, shared, cancelled: of_thread, update: started };
+            let learned = run.learn();
+            if let Err(Stopped::Failed(fault)) = &learned {
+                error!(update = %run.update.id, fault, "the update failed");
+            }
+            let shown = run.shared.revise(|_| {}).unwrap_or(run.update.clone());
+            (Update { feedback: run.update.feedback, ..shown }, learned)
+        });
+        Self { thread, update, cancelled }
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// The result; a thread that panicked is a failed update.
+    pub(super) fn join(self) -> (Update, Result<Learned, Stopped>) {
+        let panicked = |_| (self.update, Err(Stopped::Failed("the learner panicked".to_owned())));
+        self.thread.join().unwrap_or_else(panicked)
+    }
+
+    /// Stops at the next micro-batch and waits for it.
+    pub(super) fn cancel(self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        let _abandoned = self.thread.join();
+    }
+}
+
+/// One run of the learner.
+struct Run {
+    parts: Parts,
+    shared: Arc<Shared>,
+    cancelled: Arc<AtomicBool>,
+    update: Update,
+}
+
+impl Run {
+    fn learn(&mut self) -> Result<Learned, Stopped> {
+        let parts = self.parts.clone();
+        let mut rng = StdRng::seed_from_u64(parts.config.seed ^ u64::from(self.update.base.0));
+        let dataset = self.dataset()?;
+        let (shared, cancelled) = (Arc::clone(&self.shared), Arc::clone(&self.cancelled));
+        let (engine, pace) = (parts.engine.clone(), parts.learn.pace.clone());
+        let between = move || {
+            engine.give_way(pace.give_way());
+            !cancelled.load(Ordering::Relaxed) && !shared.is_cancelled()
+        };
+        let report = |stage: &str, done: f64, measures: Measures<'_>| self.show(stage, done, measures);
+        let watch = Watch {
+            micro_tokens: parts.learn.pace.micro_tokens,
+            sequence_tokens: parts.learn.pace.sequence_tokens,
+            between: &between,
+            report: &report,
+        };
+        let reward = self.reward(&dataset, &mut rng, &watch)?;
+        let policy = self.policy(&dataset, &reward, &mut rng, &watch)?;
+        let prompts = gate_prompts(&dataset, &self.update, parts.config.gate_prompts);
+        let compared = scoring::Compared {
+            incumbent: self.base_adapter()?,
+            candidate: Arc::clone(&policy),
+            reward: &reward,
+        };
+        let (mut incumbent, mut candidate) = scoring::side_by_side(&parts, &compared, &prompts, &watch)?;
+        for scores in [&mut incumbent, &mut candidate] {
+            scores.wanted.clone_from(&self.update.interactions);
+        }
+        Ok(Learned { policy, reward, incumbent, candidate })
+    }
+
+    /// What can be learned from: judged answers of the served version, of the alarming types since the change.
+    fn dataset(&mut self) -> Result<Dataset, Stopped> {
+        let since = self.change_at()?;
+        let interactions = self.update.interactions.clone();
+        let version = self.update.base;
+        let mut records: Vec<(Completion, Vec<Feedback>)> = Vec::new();
+        for record in self.parts.store.judged(..) {
+            let (completion, feedback) = record.map_err(Error::from)?;
+            let outdated = interactions.contains(&completion.interaction) && completion.at < since;
+            if completion.version == version && !outdated && !feedback.is_empty() {
+                records.push((completion, feedback));
+            }
+        }
+        let dataset = Dataset::build(records, &self.parts.learn.dataset, &signals::satisfaction);
+        let (usable, needed) = (dataset.judged(), self.parts.config.minimum_feedback.min(self.needed()));
+        if usable < needed {
+            return Err(Stopped::TooFew { usable, needed });
+        }
+        self.update.feedback.clone_from(&dataset.feedback);
+        Ok(dataset)
+    }
+
+    /// An update by hand is taken at its word, as long as there is anything to learn from.
+    fn needed(&self) -> usize {
+        match self.update.trigger {
+            crate::completion::Trigger::Hand => 1,
+            crate::completion::Trigger::Alarm { .. } => usize::MAX,
+        }
+    }
+
+    fn change_at(&self) -> Result<Timestamp, Error> {
+        let crate::completion::Trigger::Alarm { alarm } = self.update.trigger else {
+            return Ok(Timestamp(0));
+        };
+        Ok(self.parts.store.alarm(alarm)?.map_or(Timestamp(0), |alarm| alarm.change_at))
+    }
+
+    /// The reward model of the served version, taught what is new; kept as it was if that made it worse.
+    fn reward(&self, dataset: &Dataset, rng: &mut StdRng, watch: &Watch<'_>) -> Result<RewardModel, Stopped> {
+        let model = self.parts.engine.model();
+        let config = &self.parts.learn.reward;
+        let train = examples(model, dataset, Split::Train, config.examples, watch)?;
+        let held_back = examples(model, dataset, Split::Validation, config.examples, watch)?;
+        let before = match self.version_dir() {
+            Some(dir) if dir.join(REWARD).exists() => Some(RewardModel {
+                adapter: Adapter::load(&dir.join(REWARD), &model.decoder.architecture)
+                    .map_err(learn::Error::from)?,
+            }),
+            _ => None,
+        };
+        let mut reward = match &before {
+            Some(before) => before.clone(),
+            None => RewardModel::new(model, config, self.parts.config.seed)?,
+        };
+        reward.train(model, &train, config, rng, watch)?;
+        let after = reward.evaluate(model, &held_back, config, watch)?;
+        let old =
+            before.as_ref().map(|before| before.evaluate(model, &held_back, config, watch)).transpose()?;
+        self.show(
+            "reward",
+            1.0,
+            &[("reward/accuracy", after.accuracy), ("reward/examples", train.len() as f64)],
+        );
+        let worse = |old: Agreement| held_back.len() >= 20 && old.accuracy > after.accuracy;
+        Ok(match (before, old) {
+            (Some(before), Some(old)) if worse(old) => before,
+            _ => reward,
+        })
+    }
+
+    /// The candidate policy, by the update's recipe.
+    fn policy(
+        &self,
+        dataset: &Dataset,
+        reward: &RewardModel,
+        rng: &mut StdRng,
+        watch: &Watch<'_>,
+    ) -> Result<Arc<Adapter>, Stopped> {
+        let (engine, learn) = (&self.parts.engine, &self.parts.learn);
+        let (incumbent, seed) = (self.base_adapter()?, self.parts.config.seed);
+        if self.update.recipe == "ppo" {
+            let (wanted, others) = training_prompts(dataset, &self.update);
+            let mut ppo = Ppo::new(engine, reward, incumbent, &learn.ppo, seed)?;
+            ppo.train(&wanted, &others, rng, watch)?;
+            return Ok(ppo.policy);
+        }
+        let model = engine.model();
+        let start = match incumbent {
+            Some(adapter) => adapter,
+            None => ppo::new_policy(model, learn.ppo.rank, learn.ppo.alpha, learn.ppo.depth, seed)?,
+        };
+        let encode =
+            |prompt: &Prompt, answer: &str| Sequence::encode(model, prompt, answer, watch.sequence_tokens);
+        let adapter = if self.update.recipe == "sft" {
+            let demonstrations = dataset.demonstrations.iter().filter(|shown| shown.split == Split::Train);
+            let sequences: Vec<Sequence> =
+                demonstrations.map(|shown| encode(&shown.prompt, &shown.answer)).collect::<Result<_, _>>()?;
+            preference::sft(model, start, &sequences, &learn.preference, rng, watch)?
+        } else {
+            let comparisons = dataset.comparisons.iter().filter(|pair| pair.split == Split::Train);
+            let pairs: Vec<(Sequence, Sequence)> = comparisons
+                .map(|pair| Ok((encode(&pair.prompt, &pair.chosen)?, encode(&pair.prompt, &pair.rejected)?)))
+                .collect::<Result<_, learn::Error>>()?;
+            preference::dpo(model, start, &pairs, &learn.preference, rng, watch)?
+        };
+        Ok(adapter)
+    }
+
+    fn version_dir(&self) -> Option<PathBuf> {
+        self.parts.registry.path(self.update.base)
+    }
+
+    /// The adapter of the version that the update starts from; `None` is the base model.
+    fn base_adapter(&self) -> Result<Option<Arc<Adapter>>, Stopped> {
+        let Some(dir) = self.version_dir() else { return Ok(None) };
+        let architecture = &self.parts.engine.model().decoder.architecture;
+        Ok(Some(Adapter::load(&dir, architecture).map_err(learn::Error::from)?))
+    }
+
+    /// Shows how far the update is. The stages' shares of the whole are rough: PPO takes most of the time.
+    fn show(&self, stage: &str, done: f64, measures: Measures<'_>) {
+        let (from, share) = match stage {
+            "reward" => (0.0, 0.25),
+            "gate" => (0.9, 0.1),
+            _ => (0.25, 0.65),
+        };
+        let progress = from + share * done;
+        self.parts.metrics.progress(progress, measures);
+        self.shared.revise(|update| {
+            update.state = UpdateState::Running { stage: stage.to_owned(), progress };
+            update.measures.extend(measures.iter().map(|(name, value)| ((*name).to_owned(), *value)));
+        });
+    }
+}
+
+/// The reward model's examples of one split.
+fn examples(
+    model: &crate::policy::Model,
+    dataset: &Dataset,
+    split: Split,
+    most: usize,
+    watch: &Watch<'_>,
+) -> Result<Vec<Example>, learn::Error> {
+    let encode =
+        |prompt: &Prompt, answer: &str| Sequence::encode(model, prompt, answer, watch.sequence_tokens);
+    let mut examples = Vec::new();
+    // The data set is in the order of time, so that the newest are its end.
+    for pair in dataset.comparisons.iter().rev().filter(|pair| pair.split == split).take(most) {
+        examples.push(Example::Comparison {
+            chosen: encode(&pair.prompt, &pair.chosen)?,
+            rejected: encode(&pair.prompt, &pair.rejected)?,
+            weight: pair.weight,
+        });
+    }
+    for labelled in dataset.labelled.iter().rev().filter(|labelled| labelled.split == split).take(most) {
+        examples.push(Example::Label {
+            answer: encode(&labelled.prompt, &labelled.answer)?,
+            label: labelled.label,
+            weight: labelled.weight,
+        });
+    }
+    Ok(examples)
+}
+
+/// Prompts to practise on: of the alarming types, and the rest.
+fn training_prompts(dataset: &Dataset, update: &Update) -> (Vec<Prompt>, Vec<Prompt>) {
+    let train = dataset.prompts.iter().filter(|asked| asked.split == Split::Train);
+    let (wanted, others): (Vec<_>, Vec<_>) =
+        train.partition(|asked| update.interactions.contains(&asked.interaction));
+    let prompts =
+        |asked: Vec<&learn::dataset::Asked>| asked.into_iter().map(|asked| asked.prompt.clone()).collect();
+    (prompts(wanted), prompts(others))
+}
+
+/// Prompts to be judged on, which nothing was learned from; the alarming types' first.
+fn gate_prompts(dataset: &Dataset, update: &Update, most: usize) -> Vec<learn::dataset::Asked> {
+    let held: Vec<_> = dataset.prompts.iter().filter(|asked| asked.split == Split::Gate).collect();
+    let (wanted, others): (Vec<_>, Vec<_>) =
+        held.into_iter().partition(|asked| update.interactions.contains(&asked.interaction));
+    let half = most.div_ceil(2).max(most.saturating_sub(others.len()));
+    wanted.into_iter().take(half).chain(others).take(most).cloned().collect()
+}

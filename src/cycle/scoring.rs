@@ -1,0 +1,181 @@
+//! Candidate and incumbent answer the same held-back prompts; what the gate judges is counted here.
+
+use std::sync::Arc;
+
+use crate::completion::{FinishReason, Risk};
+use crate::learn::sequence::MicroBatch;
+use crate::learn::{
+    self, RewardModel, Scores, Sequence, Watch, dataset::Asked, policy_pass::logprobs, sequence,
+};
+use crate::policy::{Adapter, Event, GenerateRequest, Sampling, Served};
+use crate::signals;
+
+use super::Parts;
+
+/// Plain text, the same for every version: how much of the language itself a candidate has lost.
+const FIXED_TEXT: &str = "The ferry leaves the harbour every morning at seven, unless the wind is too strong. On the \
+    island there are two villages, a lighthouse and a small school with eleven pupils. Most people keep sheep or mend \
+    boats, and in the summer they rent rooms to visitors. When the last boat has gone, it is quiet enough to hear the \
+    bells on the far shore.";
+
+/// Who is compared, and by whom.
+pub(super) struct Compared<'a> {
+    /// `None` is the base model.
+    pub(super) incumbent: Option<Arc<Adapter>>,
+    pub(super) candidate: Arc<Adapter>,
+    pub(super) reward: &'a RewardModel,
+}
+
+/// One model's answers to the prompts.
+struct Answers {
+    sequences: Vec<Sequence>,
+    texts: Vec<String>,
+    tokens: Vec<usize>,
+}
+
+/// Scores of the incumbent and of the candidate.
+///
+/// # Errors
+/// The device fails, or the update is cancelled.
+pub(super) fn side_by_side(
+    parts: &Parts,
+    compared: &Compared<'_>,
+    prompts: &[Asked],
+    watch: &Watch<'_>,
+) -> Result<(Scores, Scores), learn::Error> {
+    let (incumbent, candidate) = (compared.incumbent.as_ref(), Some(&compared.candidate));
+    let reward = compared.reward;
+    let before = answer(parts, incumbent, prompts, watch)?;
+    (watch.report)("gate", 0.4, &[]);
+    let after = answer(parts, candidate, prompts, watch)?;
+    (watch.report)("gate", 0.8, &[]);
+    let model = parts.engine.model();
+    let scores_before = reward.score(model, &before.sequences, watch)?;
+    let scores_after = reward.score(model, &after.sequences, watch)?;
+    let mut incumbent_scores = scores(parts, incumbent, prompts, &before, &scores_before, watch)?;
+    let mut candidate_scores = scores(parts, candidate, prompts, &after, &scores_after, watch)?;
+    for ((asked, before), after) in prompts.iter().zip(&scores_before).zip(&scores_after) {
+        candidate_scores.compare(&asked.interaction, f64::from(*after), f64::from(*before));
+        incumbent_scores.compare(&asked.interaction, f64::from(*before), f64::from(*after));
+    }
+    Ok((incumbent_scores, candidate_scores))
+}
+
+/// Answers through the engine, as users would get them, with the same seed for both models.
+fn answer(
+    parts: &Parts,
+    adapter: Option<&Arc<Adapter>>,
+    prompts: &[Asked],
+    watch: &Watch<'_>,
+) -> Result<Answers, learn::Error> {
+    let engine = &parts.engine;
+    let mut pending = Vec::new();
+    for (seed, asked) in prompts.iter().enumerate() {
+        let mut prompt = sequence::encode_prompt(engine.model(), &asked.prompt)?;
+        let room = watch.sequence_tokens.saturating_sub(parts.learn.ppo.response_length + 1).max(1);
+        prompt.drain(..prompt.len().saturating_sub(room));
+        let request = GenerateRequest {
+            prompt: prompt.clone(),
+            sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: seed as u64 },
+            max_tokens: parts.learn.ppo.response_length,
+            stop: Vec::new(),
+            top_logprobs: None,
+            pinned: Some(Served { version: engine.served(), adapter: adapter.cloned() }),
+        };
+        let events = engine.submit(request).map_err(|error| learn::Error::Rollout(error.to_string()))?;
+        pending.push((prompt, events));
+    }
+    let mut answers = Answers { sequences: Vec::new(), texts: Vec::new(), tokens: Vec::new() };
+    for (prompt, mut events) in pending {
+        if !(watch.between)() {
+            return Err(learn::Error::Cancelled);
+        }
+        let generated = loop {
+            match events.blocking_recv() {
+                Some(Event::Done(generated)) => break generated,
+                Some(Event::Failed(why)) => return Err(learn::Error::Rollout(why)),
+                Some(Event::Started { .. } | Event::Text { .. }) => {}
+                None => return Err(learn::Error::Rollout("the engine has stopped".to_owned())),
+            }
+        };
+        let mut tokens = prompt.clone();
+        tokens.extend(&generated.tokens);
+        tokens.extend(engine.model().end_of_turn());
+        answers.texts.push(engine.model().vocabulary.decode(&generated.tokens));
+        answers.tokens.push(generated.tokens.len());
+        answers.sequences.push(Sequence { tokens, prompt: prompt.len() });
+    }
+    Ok(answers)
+}
+
+/// Everything but the comparison.
+fn scores(
+    parts: &Parts,
+    adapter: Option<&Arc<Adapter>>,
+    prompts: &[Asked],
+    answers: &Answers,
+    rewards: &[f32],
+    watch: &Watch<'_>,
+) -> Result<Scores, learn::Error> {
+    let mut scores = Scores {
+        reward: mean(rewards.iter().map(|reward| f64::from(*reward))),
+        length: mean(answers.tokens.iter().map(|tokens| *tokens as f64)),
+        kl: kl(parts, adapter, &answers.sequences, watch)?,
+        perplexity: perplexity(parts, adapter)?,
+        ..Scores::default()
+    };
+    for (asked, text) in prompts.iter().zip(&answers.texts) {
+        let refused = signals::refusal(asked.prompt.request(), text).is_refusal();
+        match signals::risk(asked.prompt.request()) {
+            Risk::Benign => scores.over_refusal.count(refused),
+            Risk::Harmful => scores.unsafe_compliance.count(!refused),
+        }
+    }
+    let usable = answers.texts.iter().map(|text| signals::usable(text, FinishReason::Stop));
+    scores.usable = mean(usable);
+    Ok(scores)
+}
+
+/// Mean of `log π − log π_ref` over the answers' tokens.
+fn kl(
+    parts: &Parts,
+    adapter: Option<&Arc<Adapter>>,
+    sequences: &[Sequence],
+    watch: &Watch<'_>,
+) -> Result<f64, learn::Error> {
+    let Some(adapter) = adapter else { return Ok(0.0) };
+    let decoder = &parts.engine.model().decoder;
+    let (mut sum, mut tokens) = (0.0, 0);
+    for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
+        let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+        let at = (&trunk, adapter.first_layer);
+        let policy = logprobs(decoder, &micro, at, Some(adapter), 1.0)?.logprobs;
+        let reference = logprobs(decoder, &micro, at, None, 1.0)?.logprobs;
+        sum += policy.iter().zip(&reference).map(|(policy, base)| f64::from(policy - base)).sum::<f64>();
+        tokens += policy.len();
+    }
+    Ok(sum / tokens.max(1) as f64)
+}
+
+/// `exp` of the mean negative log-probability of the fixed text's tokens.
+fn perplexity(parts: &Parts, adapter: Option<&Arc<Adapter>>) -> Result<f64, learn::Error> {
+    let model = parts.engine.model();
+    let tokens = model.vocabulary.encode_answer(FIXED_TEXT)?;
+    let sequence =
+        Sequence { tokens: tokens.into_iter().take(parts.learn.pace.sequence_tokens).collect(), prompt: 1 };
+    let mut nats = Vec::new();
+    for micro in MicroBatch::pack(&[sequence], usize::MAX) {
+        let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
+        nats.extend(logprobs(&model.decoder, &micro, (&trunk, 0), adapter, 1.0)?.logprobs);
+    }
+    Ok((-mean(nats.iter().map(|logprob| f64::from(*logprob)))).exp())
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0);
+    for value in values {
+        sum += value;
+        count += 1;
+    }
+    if count == 0 { 0.0 } else { sum / f64::from(count) }
+}

@@ -1,0 +1,237 @@
+//! Simulated users: what they ask, and the rule by which they judge. The program learns the rule through feedback only.
+
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+/// One type of interaction, with the form of its requests and their topics.
+#[derive(Debug)]
+pub(super) struct Kind {
+    pub(super) interaction: &'static str,
+    form: &'static str,
+    topics: &'static [&'static str],
+}
+
+/// The type whose users change what they want.
+pub(super) const CHANGING: &str = "advice";
+
+const ACTIVITIES: [&str; 56] = [
+    "sleeping better",
+    "saving money",
+    "learning a language",
+    "making friends",
+    "staying healthy",
+    "studying for exams",
+    "running faster",
+    "cooking at home",
+    "growing tomatoes",
+    "speaking in public",
+    "writing clearly",
+    "packing a suitcase",
+    "training a puppy",
+    "reading more books",
+    "drinking more water",
+    "keeping a diary",
+    "working from home",
+    "finding a job",
+    "planning a holiday",
+    "cleaning the kitchen",
+    "staying focused",
+    "waking up early",
+    "eating less sugar",
+    "playing chess",
+    "taking photographs",
+    "learning the guitar",
+    "riding a bicycle",
+    "hosting a dinner",
+    "choosing a gift",
+    "organising a desk",
+    "managing stress",
+    "building a habit",
+    "negotiating a salary",
+    "raising chickens",
+    "baking bread",
+    "swimming laps",
+    "hiking in the rain",
+    "painting a wall",
+    "fixing a bicycle",
+    "washing wool",
+    "writing a letter",
+    "learning to dance",
+    "meditating daily",
+    "using less plastic",
+    "watering plants",
+    "travelling by train",
+    "drawing portraits",
+    "teaching children",
+    "caring for a cat",
+    "shopping for groceries",
+    "keeping warm in winter",
+    "stretching in the morning",
+    "remembering birthdays",
+    "leading a meeting",
+    "staying calm",
+    "learning to sing",
+];
+
+const THINGS: [&str; 28] = [
+    "Paris",
+    "the moon",
+    "bread",
+    "gravity",
+    "rivers",
+    "glass",
+    "winter",
+    "horses",
+    "volcanoes",
+    "paper",
+    "bees",
+    "salt",
+    "the sun",
+    "bicycles",
+    "rain",
+    "tea",
+    "mountains",
+    "whales",
+    "clocks",
+    "islands",
+    "wool",
+    "bridges",
+    "honey",
+    "ice",
+    "forests",
+    "trains",
+    "copper",
+    "music",
+];
+
+pub(super) const KINDS: [Kind; 4] = [
+    Kind { interaction: CHANGING, form: "Give me three tips for {}.", topics: &ACTIVITIES },
+    Kind { interaction: "question", form: "Tell me about {}.", topics: &THINGS },
+    Kind { interaction: "writing", form: "Write a short story about {}.", topics: &THINGS },
+    Kind { interaction: "chat", form: "I like {}. What do you like?", topics: &THINGS },
+];
+
+/// Topics of the changing type that nobody asks about until the end.
+const FRESH: [&str; 12] = [
+    "moving house",
+    "buying a car",
+    "remembering names",
+    "sharpening knives",
+    "growing roses",
+    "camping in autumn",
+    "learning to knit",
+    "catching a train",
+    "visiting a museum",
+    "cooking rice",
+    "sailing a boat",
+    "keeping bees",
+];
+
+/// A request of a simulated user.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) interaction: &'static str,
+    pub(super) text: String,
+    pub(super) user: String,
+    pub(super) seed: u64,
+    /// The rater clicks the wrong thumb.
+    slips: bool,
+}
+
+/// How often a rater's thumb slips.
+const SLIPS: f64 = 0.03;
+
+/// The users of one run.
+#[derive(Debug)]
+pub(super) struct Users {
+    rng: StdRng,
+}
+
+impl Users {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { rng: StdRng::seed_from_u64(seed) }
+    }
+
+    /// One request of each kind a round, in the kinds' order.
+    pub(super) fn rounds(&mut self, count: usize) -> Vec<Asked> {
+        (0..count).flat_map(|_| &KINDS).map(|kind| self.ask(kind)).collect()
+    }
+
+    /// One request of the changing kind.
+    pub(super) fn changing(&mut self) -> Asked {
+        self.ask(&KINDS[0])
+    }
+
+    /// Requests of the changing kind on topics that were never asked about; the same seeds every time.
+    pub(super) fn fresh(count: usize) -> Vec<Asked> {
+        let topic = |nth: usize| FRESH[nth % FRESH.len()];
+        (0..count)
+            .map(|nth| Asked {
+                interaction: CHANGING,
+                text: KINDS[0].form.replace("{}", topic(nth)),
+                user: "simulated-fresh".to_owned(),
+                seed: 1_000_000 + nth as u64,
+                slips: false,
+            })
+            .collect()
+    }
+
+    fn ask(&mut self, kind: &Kind) -> Asked {
+        let topic = kind.topics.choose(&mut self.rng).copied().unwrap_or_default();
+        Asked {
+            interaction: kind.interaction,
+            text: kind.form.replace("{}", topic),
+            user: format!("simulated-{}", self.rng.random_range(0..200)),
+            seed: self.rng.random_range(0..1 << 40),
+            slips: self.rng.random_bool(SLIPS),
+        }
+    }
+}
+
+/// What the users want. Everybody wants an answer of some substance; after the change, those who ask for advice want
+/// it as plain prose: they have no use for lists any more.
+pub(super) fn satisfies(interaction: &str, answer: &str, changed: bool) -> bool {
+    let substance = answer.split_whitespace().count() >= 4;
+    substance && !(changed && interaction == CHANGING && has_list(answer))
+}
+
+impl Asked {
+    /// The thumb that the user gives.
+    pub(super) fn judge(&self, answer: &str, changed: bool) -> &'static str {
+        if satisfies(self.interaction, answer, changed) == self.slips { "down" } else { "up" }
+    }
+}
+
+/// A line that begins with a bullet, or with a number and a full stop or bracket, emphasised or not.
+fn has_list(answer: &str) -> bool {
+    answer.lines().any(|line| {
+        let line = line.trim_start();
+        let bullet = ["- ", "* ", "• "].iter().any(|bullet| line.starts_with(bullet));
+        let line = line.trim_start_matches('*');
+        let digits = line.bytes().take_while(u8::is_ascii_digit).count();
+        bullet || digits > 0 && line[digits..].starts_with(['.', ')'])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_told_from_prose() {
+        for list in ["Here:\n\n1. Sleep", "1. **Rest", "Try:\n- tea", "* rest\n* eat", "**1. Plan"] {
+            assert!(has_list(list), "{list}");
+        }
+        for prose in ["Go to bed early.", "In 2020. it rained", "Sleep - and rest"] {
+            assert!(!has_list(prose), "{prose}");
+        }
+    }
+
+    #[test]
+    fn only_the_changing_type_changes() {
+        let list = "Here are three tips:\n\n1. Rest";
+        assert!(satisfies(CHANGING, list, false));
+        assert!(!satisfies(CHANGING, list, true));
+        assert!(satisfies("question", list, true));
+        assert!(!satisfies("question", "Yes", false));
+    }
+}

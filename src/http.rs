@@ -1,0 +1,235 @@
+//! HTTP: OpenAI's routes, feedback, and the loop's own. The only module that knows status codes.
+
+mod answer;
+mod error;
+mod feedback;
+mod fields;
+mod loop_routes;
+mod metrics;
+mod ops;
+mod shape;
+mod wire;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    extract::{Request, State as Extract},
+    http::{HeaderValue, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::completion::Timestamp;
+use crate::cycle;
+use crate::policy::Engine;
+use crate::registry::Registry;
+use crate::signals::Interactions;
+use crate::store::Store;
+
+use error::ApiError;
+pub use metrics::Metrics;
+
+/// Where and to whom it listens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address and port; without keys, a loopback address only.
+    pub bind: SocketAddr,
+    /// Larger bodies are refused.
+    pub body_limit_bytes: usize,
+    /// Tokens of an answer where the request does not say.
+    pub default_max_tokens: usize,
+    /// Keys that may call, each with its scopes. With none, everybody on this machine may do everything.
+    pub keys: Vec<Key>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 8088)),
+            body_limit_bytes: 1 << 20,
+            default_max_tokens: 512,
+            keys: Vec::new(),
+        }
+    }
+}
+
+/// A bearer token and what it opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    pub key: String,
+    pub scopes: Vec<Scope>,
+}
+
+/// What a key may be for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    Chat,
+    Feedback,
+    Admin,
+}
+
+/// What the handlers share.
+#[derive(Debug, Clone)]
+pub struct State {
+    pub engine: Engine,
+    pub store: Arc<Store>,
+    pub registry: Arc<Registry>,
+    pub cycle: cycle::Handle,
+    pub interactions: Arc<Interactions>,
+    pub metrics: Arc<Metrics>,
+    pub prometheus: prometheus::Registry,
+    pub config: Arc<Config>,
+    pub clock: fn() -> Timestamp,
+    /// The model is warm and the server is not on its way out.
+    pub ready: Arc<AtomicBool>,
+}
+
+/// One route, for the router and for `/openapi.json` alike.
+struct Route {
+    method: &'static str,
+    path: &'static str,
+    /// `None` needs no key.
+    scope: Option<Scope>,
+    summary: &'static str,
+    schema: Option<&'static str>,
+    success: &'static str,
+    handler: fn() -> MethodRouter<State>,
+}
+
+macro_rules! routes {
+    ($($method:ident $path:literal $scope:expr, $schema:expr, $success:literal, $handler:expr, $summary:literal;)*) => {
+        &[$(Route {
+            method: stringify!($method),
+            path: $path,
+            scope: $scope,
+            summary: $summary,
+            schema: $schema,
+            success: $success,
+            handler: || $method($handler),
+        }),*]
+    };
+}
+
+fn delete<H, T>(handler: H) -> MethodRouter<State>
+where
+    H: axum::handler::Handler<T, State>,
+    T: 'static,
+{
+    axum::routing::delete(handler)
+}
+
+const CHAT: Option<Scope> = Some(Scope::Chat);
+const FEEDBACK: Option<Scope> = Some(Scope::Feedback);
+const ADMIN: Option<Scope> = Some(Scope::Admin);
+
+/// Every route that there is.
+#[rustfmt::skip]
+const ROUTES: &[Route] = routes! {
+    post "/v1/chat/completions" CHAT, Some("ChatRequest"), "200", answer::chat, "OpenAI's chat completions";
+    post "/v1/completions" CHAT, Some("TextRequest"), "200", answer::text, "OpenAI's text completions";
+    get "/v1/models" CHAT, None, "200", ops::models, "the served model";
+    post "/v1/feedback" FEEDBACK, Some("Feedback"), "201", feedback::post, "a judgement of an answer";
+    post "/feedback" FEEDBACK, Some("Alias"), "200", feedback::tensorzero, "TensorZero's feedback";
+    post "/api/public/scores" FEEDBACK, Some("Alias"), "200", feedback::langfuse, "Langfuse's scores";
+    post "/v1/request/{id}/feedback" FEEDBACK, Some("Alias"), "200", feedback::helicone, "Helicone's rating";
+    get "/v1/alignment" ADMIN, None, "200", loop_routes::alignment, "the scorecard";
+    get "/v1/alarms" ADMIN, None, "200", loop_routes::alarms, "drift alarms, newest first";
+    post "/v1/alarms/{id}/acknowledge" ADMIN, None, "200", loop_routes::acknowledge, "marks an alarm as seen";
+    post "/v1/baseline" ADMIN, Some("Baseline"), "200", loop_routes::baseline, "learns baselines anew";
+    get "/v1/updates" ADMIN, None, "200", loop_routes::updates, "updates, newest first";
+    post "/v1/updates" ADMIN, Some("UpdateRequest"), "202", loop_routes::start_update, "starts an update";
+    get "/v1/updates/{id}" ADMIN, None, "200", loop_routes::update, "one update";
+    delete "/v1/updates/{id}" ADMIN, None, "200", loop_routes::cancel_update, "cancels an update";
+    get "/v1/versions" ADMIN, None, "200", loop_routes::versions, "versions, newest first";
+    post "/v1/versions/{v}/promote" ADMIN, None, "200", loop_routes::promote, "serves a version; an older one rolls back";
+    get "/metrics" ADMIN, None, "200", ops::metrics, "Prometheus metrics";
+    get "/healthz" None, None, "200", ops::healthz, "alive";
+    get "/readyz" None, None, "200", ops::readyz, "ready to answer";
+    get "/openapi.json" None, None, "200", ops::openapi, "this description";
+};
+
+/// All routes over one state.
+pub fn router(state: State) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let guarded =
+            (route.handler)().layer(middleware::from_fn_with_state((state.clone(), route.scope), guard));
+        router = router.route(route.path, guarded);
+    }
+    router
+        .fallback(|| async { ApiError::no_route() })
+        .method_not_allowed_fallback(|| async { ApiError::no_method() })
+        .layer(middleware::from_fn_with_state(state.clone(), outer))
+        .with_state(state)
+}
+
+/// Bounds the body and gives every answer the request's id.
+async fn outer(Extract(state): Extract<State>, request: Request, next: Next) -> Response {
+    let id = request.headers().get(REQUEST_ID).cloned();
+    let limit = state.config.body_limit_bytes;
+    let (parts, body) = request.into_parts();
+    let mut response = match read(body, limit).await {
+        Ok(body) => next.run(Request::from_parts(parts, Body::from(body))).await,
+        Err(error) => error.into_response(),
+    };
+    let id = id.or_else(|| HeaderValue::from_str(&Uuid::now_v7().to_string()).ok());
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+const REQUEST_ID: &str = "x-request-id";
+
+async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    to_bytes(body, limit).await.map_err(|_| ApiError::too_large(limit))
+}
+
+/// Lets a request pass whose key has the route's scope; without any keys, everybody.
+async fn guard(
+    Extract((state, scope)): Extract<(State, Option<Scope>)>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if let Some(scope) = scope
+        && !state.config.keys.is_empty()
+    {
+        let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = bearer.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        // Every key is compared whole, so that the time taken does not tell which was close.
+        let known = state.config.keys.iter().filter(|key| same(key.key.as_bytes(), token.as_bytes()));
+        let scopes: Vec<Scope> = known.flat_map(|key| key.scopes.clone()).collect();
+        if scopes.is_empty() {
+            return Err(ApiError::no_key());
+        }
+        if !scopes.contains(&scope) {
+            return Err(ApiError::no_scope(scope.as_str()));
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+impl Scope {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Feedback => "feedback",
+            Self::Admin => "admin",
+        }
+    }
+}

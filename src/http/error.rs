@@ -1,0 +1,226 @@
+//! Every error as a status and OpenAI's error body. No other file knows status codes of errors.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use tracing::error;
+
+use crate::cycle::{self, StartError};
+use crate::policy::{self, SubmitError};
+use crate::registry;
+use crate::store;
+
+/// An answer that says no.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
+    retry_after_seconds: Option<u32>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, message: message.into(), param: None, code: None, retry_after_seconds: None }
+    }
+
+    fn param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The body is no JSON object.
+    pub(super) fn not_json(why: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID, format!("the body is not a JSON object: {why}"))
+            .code("invalid_json")
+    }
+
+    /// A parameter has the wrong type or value, or is not supported.
+    pub(super) fn parameter(param: &str, why: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID, format!("`{param}` {why}"))
+            .param(param)
+            .code("invalid_value")
+    }
+
+    /// A well-formed statement that makes no sense.
+    pub(super) fn unprocessable(param: &str, why: impl std::fmt::Display) -> Self {
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, ..Self::parameter(param, why) }
+    }
+
+    /// The same fault as a 422, unless it is about something that does not exist.
+    pub(super) fn into_unprocessable(self) -> Self {
+        let status = if self.status == StatusCode::BAD_REQUEST {
+            StatusCode::UNPROCESSABLE_ENTITY
+        } else {
+            self.status
+        };
+        Self { status, ..self }
+    }
+
+    pub(super) fn unknown_model(model: &str) -> Self {
+        let message = format!("the model {model:?} does not exist");
+        Self::new(StatusCode::NOT_FOUND, INVALID, message).param("model").code("model_not_found")
+    }
+
+    pub(super) fn not_found(param: &str, what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, INVALID, format!("there is no {what}"))
+            .param(param)
+            .code("not_found")
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, INVALID, "there is no such route").code("unknown_url")
+    }
+
+    pub(super) fn no_method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, "this route does not take this method")
+            .code("method_not_allowed")
+    }
+
+    pub(super) fn too_large(limit: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, format!("the body is larger than {limit} bytes"))
+            .code("request_too_large")
+    }
+
+    pub(super) fn no_key() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "a valid API key is needed")
+            .code("invalid_api_key")
+    }
+
+    pub(super) fn no_scope(scope: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", format!("this key lacks the scope `{scope}`"))
+            .code("insufficient_scope")
+    }
+
+    /// The device gave up; the reason is in the log.
+    pub(super) fn failed() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "the answer could not be generated")
+    }
+
+    pub(super) fn internal(fault: impl std::fmt::Display) -> Self {
+        error!(%fault, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "the request failed; the log says why")
+    }
+
+    fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+    }
+
+    fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, INVALID, message).code("conflict")
+    }
+
+    /// The body alone, for a stream that has begun.
+    pub(super) fn body(&self) -> Value {
+        json!({ "error": { "message": self.message, "type": self.kind, "param": self.param, "code": self.code } })
+    }
+
+    /// What the metric label `error_type` says.
+    pub(super) fn label(&self) -> &'static str {
+        match self.status.as_u16() {
+            429 => "queue_full",
+            400..=499 => "bad_request",
+            _ => "server_error",
+        }
+    }
+}
+
+const INVALID: &str = "invalid_request_error";
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after_seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::QueueFull { .. } => {
+                let full = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", error.to_string());
+                Self { retry_after_seconds: Some(1), ..full.code("rate_limit_exceeded") }
+            }
+            SubmitError::Stopped => Self::unavailable(error.to_string()),
+            SubmitError::TooLong { .. } => Self::new(StatusCode::BAD_REQUEST, INVALID, error.to_string())
+                .param("messages")
+                .code("context_length_exceeded"),
+        }
+    }
+}
+
+impl From<policy::Error> for ApiError {
+    fn from(error: policy::Error) -> Self {
+        match error {
+            policy::Error::Template(refusal) => {
+                Self::parameter("messages", format!("was refused: {refusal}"))
+            }
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::UnknownCompletion { id } => {
+                Self::not_found("completion_id", format!("completion {id}"))
+            }
+            store::Error::DifferentPrompts { .. } => {
+                Self::unprocessable("rejected", "must answer the same prompt as `chosen`")
+            }
+            store::Error::Full { .. } => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", "the disk is full")
+                    .code("storage_full")
+            }
+            store::Error::Busy { .. } | store::Error::Stopped => Self::unavailable(error.to_string()),
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<registry::Error> for ApiError {
+    fn from(error: registry::Error) -> Self {
+        match error {
+            registry::Error::UnknownVersion(version) => {
+                Self::not_found("version", format!("version {version}"))
+            }
+            registry::Error::Corrupt { .. } | registry::Error::Rejected(_) | registry::Error::Load { .. } => {
+                Self::conflict(error.to_string())
+            }
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<cycle::Error> for ApiError {
+    fn from(error: cycle::Error) -> Self {
+        match error {
+            cycle::Error::Store(error) => error.into(),
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<StartError> for ApiError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Busy { .. } => Self::conflict(error.to_string()),
+            StartError::UnknownRecipe { .. } => Self::parameter("recipe", "must be one of ppo, dpo, sft"),
+            StartError::Cycle(error) => error.into(),
+        }
+    }
+}

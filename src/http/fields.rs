@@ -1,0 +1,161 @@
+//! Reads a JSON object field by field, so that every fault names its field and no field is ignored.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+
+/// An object whose fields are taken one by one; [`Fields::finish`] refuses what is left.
+#[derive(Debug)]
+pub(super) struct Fields {
+    object: Map<String, Value>,
+    /// Where the object stands, e.g. `messages[2].`.
+    prefix: String,
+}
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+impl Fields {
+    /// Parses a body.
+    pub(super) fn parse(body: &[u8]) -> Result<Self> {
+        let value = serde_json::from_slice(body).map_err(ApiError::not_json)?;
+        match value {
+            Value::Object(object) => Ok(Self { object, prefix: String::new() }),
+            _ => Err(ApiError::not_json("it is another kind of value")),
+        }
+    }
+
+    /// An object within another.
+    pub(super) fn within(value: Value, path: &str) -> Result<Self> {
+        match value {
+            Value::Object(object) => Ok(Self { object, prefix: format!("{path}.") }),
+            _ => Err(ApiError::parameter(path, "must be an object")),
+        }
+    }
+
+    pub(super) fn path(&self, field: &str) -> String {
+        format!("{}{field}", self.prefix)
+    }
+
+    pub(super) fn wrong<T>(&self, field: &str, why: &str) -> Result<T> {
+        Err(ApiError::parameter(&self.path(field), why))
+    }
+
+    /// The field's value; `null` counts as absent, as OpenAI has it.
+    pub(super) fn take(&mut self, field: &str) -> Option<Value> {
+        self.object.remove(field).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn text(&mut self, field: &str) -> Result<Option<String>> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => self.wrong(field, "must be a string"),
+        }
+    }
+
+    pub(super) fn short_text(&mut self, field: &str, most: usize) -> Result<Option<String>> {
+        let text = self.text(field)?;
+        if text.as_ref().is_some_and(|text| text.chars().count() > most) {
+            return self.wrong(field, &format!("must have at most {most} characters"));
+        }
+        Ok(text)
+    }
+
+    pub(super) fn required_text(&mut self, field: &str) -> Result<String> {
+        match self.text(field)? {
+            Some(text) => Ok(text),
+            None => self.wrong(field, "is required"),
+        }
+    }
+
+    pub(super) fn truth(&mut self, field: &str) -> Result<bool> {
+        match self.take(field) {
+            None => Ok(false),
+            Some(Value::Bool(truth)) => Ok(truth),
+            Some(_) => self.wrong(field, "must be true or false"),
+        }
+    }
+
+    pub(super) fn number(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Number(number)) => match number.as_f64() {
+                Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
+                _ => self.wrong(field, &format!("must be between {least} and {most}")),
+            },
+            Some(_) => self.wrong(field, "must be a number"),
+        }
+    }
+
+    pub(super) fn count(&mut self, field: &str, least: u64, most: u64) -> Result<Option<usize>> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(value) if value.is_number() => match value.as_u64() {
+                Some(count) if (least..=most).contains(&count) => Ok(Some(count as usize)),
+                _ => self.wrong(field, &format!("must be a whole number between {least} and {most}")),
+            },
+            Some(_) => self.wrong(field, "must be a whole number"),
+        }
+    }
+
+    /// Any whole number, negative ones too.
+    pub(super) fn seed(&mut self, field: &str) -> Result<Option<u64>> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(value) => match (value.as_u64(), value.as_i64()) {
+                (Some(seed), _) => Ok(Some(seed)),
+                (None, Some(seed)) => Ok(Some(seed as u64)),
+                (None, None) => self.wrong(field, "must be a whole number"),
+            },
+        }
+    }
+
+    pub(super) fn list(&mut self, field: &str) -> Result<Option<Vec<Value>>> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(_) => self.wrong(field, "must be a list"),
+        }
+    }
+
+    /// A flat object of strings, as `metadata` and `tags` are.
+    pub(super) fn tags(&mut self, field: &str) -> Result<BTreeMap<String, String>> {
+        let pairs = match self.take(field) {
+            None => return Ok(BTreeMap::new()),
+            Some(Value::Object(pairs)) => pairs,
+            Some(_) => return self.wrong(field, "must be an object of strings"),
+        };
+        if pairs.len() > 16 {
+            return self.wrong(field, "must have at most 16 pairs");
+        }
+        let mut tags = BTreeMap::new();
+        for (key, value) in pairs {
+            let path = format!("{field}.{key}");
+            let Value::String(value) = value else { return self.wrong(&path, "must be a string") };
+            if key.chars().count() > 64 || value.chars().count() > 512 {
+                return self
+                    .wrong(&path, "must have a key of at most 64 and a value of at most 512 characters");
+            }
+            tags.insert(key, value);
+        }
+        Ok(tags)
+    }
+
+    /// A parameter of OpenAI's that is accepted only where it asks for nothing.
+    pub(super) fn neutral(&mut self, field: &str, neutral: impl Fn(&Value) -> bool) -> Result<()> {
+        match self.take(field) {
+            Some(value) if !neutral(&value) => self.wrong(field, "is not supported with this value"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses the first field that nobody took.
+    pub(super) fn finish(self) -> Result<()> {
+        match self.object.iter().find(|(_, value)| !value.is_null()) {
+            Some((field, _)) => Err(ApiError::parameter(&self.path(field), "is not supported")),
+            None => Ok(()),
+        }
+    }
+}

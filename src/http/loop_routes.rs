@@ -1,0 +1,116 @@
+//! The loop as the operator sees it: scorecard, alarms, updates, versions.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, State as Extract},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::completion::{InteractionType, SignalKind, Version};
+
+use super::{State, error::ApiError, fields::Fields};
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+pub(super) async fn alignment(Extract(state): Extract<State>) -> Json<Value> {
+    let rows: Vec<Value> = state
+        .cycle
+        .scorecard()
+        .into_iter()
+        .map(|row| {
+            let mut value = json!(row);
+            value["interaction"] = json!(row.interaction.as_ref().map_or("all", InteractionType::as_str));
+            value
+        })
+        .collect();
+    Json(json!({ "version": state.registry.active(), "signals": rows }))
+}
+
+pub(super) async fn alarms(Extract(state): Extract<State>) -> Result<Json<Value>> {
+    Ok(Json(json!({ "data": state.cycle.alarms()? })))
+}
+
+pub(super) async fn acknowledge(
+    Extract(state): Extract<State>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let alarm = state.cycle.acknowledge(identifier(&id, "alarm")?)?;
+    alarm.map(|alarm| Json(json!(alarm))).ok_or_else(|| ApiError::not_found("id", format!("alarm {id}")))
+}
+
+/// Forgets baselines: `{"signal"?, "interaction"?}`; an empty body is all of them.
+pub(super) async fn baseline(Extract(state): Extract<State>, body: Bytes) -> Result<Json<Value>> {
+    let mut fields = Fields::parse(if body.is_empty() { b"{}" } else { &body })?;
+    let signal = match fields.text("signal")? {
+        None => None,
+        Some(name) => match SignalKind::ALL.into_iter().find(|signal| signal.as_str() == name) {
+            Some(signal) => Some(signal),
+            None => return fields.wrong("signal", "must be one of refusal, satisfaction, helpfulness, kl"),
+        },
+    };
+    let interaction = fields.text("interaction")?.map(|name| known(&name, "interaction")).transpose()?;
+    fields.finish()?;
+    Ok(Json(json!({ "reset": state.cycle.rebaseline(signal, interaction) })))
+}
+
+pub(super) async fn updates(Extract(state): Extract<State>) -> Result<Json<Value>> {
+    Ok(Json(json!({ "data": state.cycle.updates()? })))
+}
+
+/// Starts an update by hand: `{"recipe"?, "interactions"?}`.
+pub(super) async fn start_update(Extract(state): Extract<State>, body: Bytes) -> Result<Response> {
+    let mut fields = Fields::parse(if body.is_empty() { b"{}" } else { &body })?;
+    let recipe = fields.text("recipe")?.unwrap_or_else(|| "ppo".to_owned());
+    let names = fields.list("interactions")?.unwrap_or_default();
+    fields.finish()?;
+    let interactions = names
+        .iter()
+        .map(|name| known(name.as_str().unwrap_or_default(), "interactions"))
+        .collect::<Result<Vec<_>>>()?;
+    let update = state.cycle.start_update(interactions, recipe)?;
+    Ok((StatusCode::ACCEPTED, Json(json!(update))).into_response())
+}
+
+pub(super) async fn update(Extract(state): Extract<State>, Path(id): Path<String>) -> Result<Json<Value>> {
+    let update = state.cycle.update(identifier(&id, "update")?)?;
+    update.map(|update| Json(json!(update))).ok_or_else(|| ApiError::not_found("id", format!("update {id}")))
+}
+
+pub(super) async fn cancel_update(
+    Extract(state): Extract<State>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let update = state.cycle.cancel_update(identifier(&id, "update")?)?;
+    update.map(|update| Json(json!(update))).ok_or_else(|| ApiError::not_found("id", format!("update {id}")))
+}
+
+pub(super) async fn versions(Extract(state): Extract<State>) -> Result<Json<Value>> {
+    Ok(Json(json!({ "active": state.registry.active(), "data": state.registry.history()? })))
+}
+
+/// Serves another version from the next request on; an older one is a roll-back.
+pub(super) async fn promote(
+    Extract(state): Extract<State>,
+    Path(version): Path<String>,
+) -> Result<Json<Value>> {
+    let number = version.strip_prefix('v').unwrap_or(&version).parse();
+    let number = number.map_err(|_| ApiError::not_found("version", format!("version {version}")))?;
+    let now = (state.clock)();
+    let registry = state.registry;
+    // Checksums and weights are read from disk, which would hold up other requests.
+    let promoted = tokio::task::spawn_blocking(move || registry.promote(Version(number), now)).await;
+    Ok(Json(json!(promoted.map_err(ApiError::internal)??)))
+}
+
+fn identifier(id: &str, what: &str) -> Result<Uuid> {
+    id.parse().map_err(|_| ApiError::not_found("id", format!("{what} {id}")))
+}
+
+fn known(name: &str, param: &str) -> Result<InteractionType> {
+    InteractionType::try_from(name.to_owned())
+        .map_err(|error| ApiError::parameter(param, format!("is not valid: {error}")))
+}

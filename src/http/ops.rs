@@ -1,0 +1,91 @@
+//! For machines that look after machines: metrics, health, the list of models, the description of the interface.
+
+use std::sync::atomic::Ordering;
+
+use axum::{
+    Json,
+    extract::State as Extract,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use prometheus::{Encoder, TextEncoder};
+use serde_json::{Value, json};
+
+use super::{ROUTES, State, error::ApiError};
+
+pub(super) async fn models(Extract(state): Extract<State>) -> Json<Value> {
+    let model =
+        json!({ "id": state.engine.model_name(), "object": "model", "created": 0, "owned_by": "gyrostat" });
+    Json(json!({ "object": "list", "data": [model] }))
+}
+
+pub(super) async fn metrics(Extract(state): Extract<State>) -> Result<Response, ApiError> {
+    state.metrics.store_bytes.set(state.store.size_bytes()? as i64);
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&state.prometheus.gather(), &mut text).map_err(ApiError::internal)?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+/// Alive.
+pub(super) async fn healthz() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// Warm, not on the way out, and able to write.
+pub(super) async fn readyz(Extract(state): Extract<State>) -> Response {
+    let fault = match state.store.check() {
+        _ if !state.ready.load(Ordering::Acquire) => {
+            Some("the model is warming up or the server is stopping".to_owned())
+        }
+        Ok(()) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    let status = if fault.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "status": fault.unwrap_or_else(|| "ok".to_owned()),
+        "version": state.registry.active(),
+        "model": state.engine.model_name(),
+    });
+    (status, Json(body)).into_response()
+}
+
+pub(super) async fn openapi() -> Json<Value> {
+    let mut paths = serde_json::Map::new();
+    for route in ROUTES {
+        let operation = json!({
+            "summary": route.summary,
+            "parameters": parameters(route.path),
+            "requestBody": route.schema.map(|name| json!({
+                "required": true,
+                "content": { "application/json": { "schema": { "$ref": format!("#/components/schemas/{name}") } } },
+            })),
+            "responses": {
+                route.success: { "description": "done" },
+                "4XX": { "description": "refused", "content": { "application/json": {
+                    "schema": { "$ref": "#/components/schemas/Error" } } } },
+            },
+        });
+        let mut operation = operation;
+        if let Some(object) = operation.as_object_mut() {
+            object.retain(|_, value| !value.is_null());
+        }
+        let methods = paths.entry(route.path).or_insert_with(|| json!({}));
+        methods[route.method] = operation;
+    }
+    let schemas: Value = serde_json::from_str(include_str!("schemas.json")).unwrap_or_default();
+    Json(json!({
+        "openapi": "3.1.0",
+        "info": { "title": "gyrostat", "version": env!("CARGO_PKG_VERSION") },
+        "paths": paths,
+        "components": { "schemas": schemas },
+    }))
+}
+
+/// The parameters within braces of a path.
+fn parameters(path: &str) -> Vec<Value> {
+    path.split(['{', '}'])
+        .skip(1)
+        .step_by(2)
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+        .collect()
+}

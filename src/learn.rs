@@ -1,0 +1,112 @@
+//! Learning from what people said: reward model, PPO, DPO, SFT, all on adapters of one frozen base.
+
+pub mod adamw;
+pub mod advantages;
+pub mod dataset;
+pub mod losses;
+pub mod policy_pass;
+pub mod ppo;
+pub mod preference;
+pub mod reward;
+pub mod scores;
+pub mod sequence;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy;
+
+pub use dataset::Dataset;
+pub use ppo::Ppo;
+pub use reward::RewardModel;
+pub use scores::Scores;
+pub use sequence::Sequence;
+
+/// How candidates are trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub reward: reward::Config,
+    pub ppo: ppo::Config,
+    /// DPO and SFT.
+    pub preference: preference::Config,
+    pub dataset: dataset::Config,
+    pub pace: Pace,
+}
+
+/// How hard training presses on the device that also serves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pace {
+    /// Tokens of one micro-batch: what training holds in memory at a time.
+    pub micro_tokens: usize,
+    /// Tokens of one example at most; longer prompts lose their beginning.
+    pub sequence_tokens: usize,
+    /// Milliseconds that a micro-batch waits for clients' requests at most.
+    pub give_way_ms: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { micro_tokens: 1024, sequence_tokens: 512, give_way_ms: 250 }
+    }
+}
+
+/// What goes wrong while learning. The served version is never touched by it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{what} is not a finite number")]
+    NotFinite { what: &'static str },
+    #[error("the adapter has no score head, so it is no reward model")]
+    NoScoreHead,
+    #[error("there is nothing to learn from: {0}")]
+    NoData(String),
+    #[error("cancelled")]
+    Cancelled,
+    #[error("a rollout failed: {0}")]
+    Rollout(String),
+    #[error(transparent)]
+    Gradient(#[from] adamw::Error),
+    #[error(transparent)]
+    Policy(#[from] policy::Error),
+    #[error("device: {0}")]
+    Device(#[from] candle_core::Error),
+}
+
+/// Measures of one step by their names.
+pub type Measures<'a> = &'a [(&'a str, f64)];
+
+/// What training tells while it runs, and where it can be held up: between two micro-batches.
+pub struct Watch<'a> {
+    pub micro_tokens: usize,
+    pub sequence_tokens: usize,
+    /// Called between micro-batches; `false` cancels.
+    pub between: &'a (dyn Fn() -> bool + Sync),
+    /// Stage, share of the stage that is done, and the measures of the step.
+    pub report: &'a (dyn Fn(&str, f64, Measures<'_>) + Sync),
+}
+
+impl fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("micro_tokens", &self.micro_tokens).finish_non_exhaustive()
+    }
+}
+
+impl Watch<'_> {
+    pub(crate) fn between(&self) -> Result<(), Error> {
+        if (self.between)() { Ok(()) } else { Err(Error::Cancelled) }
+    }
+
+    pub(crate) fn progress(&self, stage: &str, done: f64, measures: Measures<'_>) {
+        (self.report)(stage, done, measures);
+    }
+}
+
+impl Pace {
+    pub fn give_way(&self) -> Duration {
+        Duration::from_millis(self.give_way_ms)
+    }
+}

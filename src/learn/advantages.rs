@@ -1,0 +1,88 @@
+//! From scores to advantages, in TRL's order and with its names. Lists are ragged: one a episode, one number a token.
+
+/// Rewards of each token, and the KL that went into them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rewards {
+    pub rewards: Vec<Vec<f32>>,
+    /// Mean over the episodes of `Σ logprob − ref_logprob`.
+    pub kl: f64,
+}
+
+/// `−kl_coef · (logprob − ref_logprob)` at every token, and the score at the last.
+pub fn rewards(scores: &[f32], logprobs: &[Vec<f32>], ref_logprobs: &[Vec<f32>], kl_coef: f64) -> Rewards {
+    let mut kl = 0.0;
+    let mut all = Vec::with_capacity(scores.len());
+    for ((score, logprobs), ref_logprobs) in scores.iter().zip(logprobs).zip(ref_logprobs) {
+        let ratios =
+            logprobs.iter().zip(ref_logprobs).map(|(logprob, reference)| f64::from(logprob - reference));
+        kl += ratios.clone().sum::<f64>();
+        let mut rewards: Vec<f32> = ratios.map(|ratio| (-kl_coef * ratio) as f32).collect();
+        if let Some(last) = rewards.last_mut() {
+            *last += score;
+        }
+        all.push(rewards);
+    }
+    Rewards { rewards: all, kl: kl / scores.len().max(1) as f64 }
+}
+
+/// Scales to unit variance (with Bessel's correction), and to mean zero if `shift_mean`.
+pub fn whiten(values: &[Vec<f32>], shift_mean: bool) -> Vec<Vec<f32>> {
+    let count = values.iter().map(Vec::len).sum::<usize>() as f64;
+    let mean = values.iter().flatten().map(|v| f64::from(*v)).sum::<f64>() / count.max(1.0);
+    let squares = values.iter().flatten().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>();
+    let scale = (squares / (count - 1.0).max(1.0) + 1e-8).sqrt().recip();
+    let back = if shift_mean { 0.0 } else { mean };
+    let whitened = |v: &f32| ((f64::from(*v) - mean) * scale + back) as f32;
+    values.iter().map(|values| values.iter().map(whitened).collect()).collect()
+}
+
+/// Generalised advantage estimation (Schulman et al., 2016): advantages, and returns = advantages + values.
+pub fn gae(
+    rewards: &[Vec<f32>],
+    values: &[Vec<f32>],
+    gamma: f64,
+    lam: f64,
+) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
+    let mut all = (Vec::new(), Vec::new());
+    for (rewards, values) in rewards.iter().zip(values) {
+        let mut advantages = vec![0f32; rewards.len()];
+        let (mut lastgaelam, mut nextvalue) = (0.0, 0.0);
+        for t in (0..rewards.len()).rev() {
+            let delta = f64::from(rewards[t]) + gamma * nextvalue - f64::from(values[t]);
+            lastgaelam = delta + gamma * lam * lastgaelam;
+            nextvalue = f64::from(values[t]);
+            advantages[t] = lastgaelam as f32;
+        }
+        all.1.push(advantages.iter().zip(values).map(|(advantage, value)| advantage + value).collect());
+        all.0.push(advantages);
+    }
+    all
+}
+
+/// A KL coefficient that steers towards a target (Ziegler et al., *Fine-Tuning Language Models from Human
+/// Preferences*, 2019).
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdaptiveKl {
+    value: f64,
+    target: f64,
+    horizon: f64,
+}
+
+impl AdaptiveKl {
+    /// Horizon in episodes, as TRL has it by default.
+    const HORIZON: f64 = 10_000.0;
+
+    pub fn new(init_kl_coef: f64, target: f64) -> Self {
+        Self { value: init_kl_coef, target, horizon: Self::HORIZON }
+    }
+
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    /// Takes the KL of an iteration of `episodes`.
+    pub fn update(&mut self, kl: f64, episodes: usize) {
+        let error = (kl / self.target - 1.0).clamp(-0.2, 0.2);
+        self.value *= 1.0 + error * episodes as f64 / self.horizon;
+    }
+}

@@ -1,0 +1,312 @@
+//! The Llama decoder: one forward pass for serving and for training.
+//!
+//! The rows of all sequences of a step lie one after another (`[rows, hidden]`, no padding). Serving gives each sequence
+//! a [`KvCache`] to read and extend; training passes whole sequences and a tape for the backward pass
+//! (`policy/backward.rs`). Everything else is the same code, so that the two agree.
+
+use std::{ops::Range, sync::Arc};
+
+use candle_core::{D, Result, Tensor};
+
+use super::{
+    architecture::Architecture,
+    attention::{Past, Span, attend},
+    backward::{LayerTape, Tape},
+    lora::{Adapter, Target},
+    ops::{Rope, read, rms_norm, swiglu},
+};
+
+/// One block. Each linear is `[out, in]`.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) attention_norm: Tensor,
+    pub(crate) mlp_norm: Tensor,
+    /// In the order of [`Target::ALL`].
+    pub(crate) linears: [Tensor; 7],
+}
+
+/// The frozen base: weights in f32, shared by the policy, the reward and value models and the reference.
+#[derive(Debug)]
+pub struct Decoder {
+    pub architecture: Architecture,
+    /// `[vocabulary, hidden]`.
+    pub(crate) embedding: Tensor,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Tensor,
+    /// `[vocabulary, hidden]`; the embedding itself when they are tied.
+    pub(crate) head: Tensor,
+    pub(crate) rope: Rope,
+}
+
+/// Keys and values of the tokens that one sequence has passed so far.
+#[derive(Debug, Default)]
+pub struct KvCache {
+    /// `[places, kv_heads · head_dim]` for keys and for values, a pair a layer.
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    len: usize,
+}
+
+impl KvCache {
+    /// An empty cache for `layers` layers.
+    pub fn new(layers: usize) -> Self {
+        Self { layers: vec![(Vec::new(), Vec::new()); layers], len: 0 }
+    }
+
+    /// Places that are filled.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// The rows of one step.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// `[rows]`.
+    pub tokens: Vec<u32>,
+    pub spans: Vec<Span>,
+    /// Which rows an adapter changes, ascending and disjoint; rows in no range see the base alone.
+    pub adapted: Vec<(Range<usize>, Arc<Adapter>)>,
+}
+
+impl Batch {
+    /// Appends `tokens` as the next places of one sequence.
+    pub fn push(&mut self, tokens: &[u32], position: usize, adapter: Option<&Arc<Adapter>>) {
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.spans.push(Span { start, len: tokens.len(), position });
+        let Some(adapter) = adapter else { return };
+        match self.adapted.last_mut() {
+            Some((rows, last)) if rows.end == start && Arc::ptr_eq(last, adapter) => {
+                rows.end = self.tokens.len()
+            }
+            _ => self.adapted.push((start..self.tokens.len(), Arc::clone(adapter))),
+        }
+    }
+
+    /// Whole sequences under one adapter, for training and scoring.
+    pub fn of<'a>(sequences: impl IntoIterator<Item = &'a [u32]>, adapter: Option<&Arc<Adapter>>) -> Self {
+        let mut batch = Self::default();
+        for tokens in sequences {
+            batch.push(tokens, 0, adapter);
+        }
+        batch
+    }
+
+    /// Row of the last token of each sequence.
+    pub fn last_rows(&self) -> Vec<u32> {
+        self.spans.iter().map(|span| (span.start + span.len - 1) as u32).collect()
+    }
+
+    pub(crate) fn positions(&self) -> Vec<usize> {
+        self.spans.iter().flat_map(|span| span.position..span.position + span.len).collect()
+    }
+}
+
+/// Where attention finds earlier places, and what is remembered of the pass.
+pub(crate) enum Memory<'a, 'b> {
+    /// Sequences start at their first row; nothing is kept.
+    Nothing,
+    /// One cache a span.
+    Caches(&'a mut [&'b mut KvCache]),
+    /// Sequences start at their first row; activations of the adapter's layers are kept for the backward pass.
+    Tape(&'a mut Vec<LayerTape>),
+}
+
+impl Decoder {
+    /// One step of serving: the hidden states after the last norm, `[rows, hidden]`. Each span extends its cache.
+    pub fn step(&self, batch: &Batch, caches: &mut [&mut KvCache]) -> Result<Tensor> {
+        let x = self.embed(&batch.tokens)?;
+        let x = self.layers(x, batch, 0..self.layers.len(), &mut Memory::Caches(caches))?;
+        for (cache, span) in caches.iter_mut().zip(&batch.spans) {
+            cache.len += span.len;
+        }
+        self.normed(&x)
+    }
+
+    /// The hidden states after the last norm of whole sequences, `[rows, hidden]`.
+    pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
+        let trunk = self.trunk(batch, 0)?;
+        self.hidden_from(&trunk, batch, 0)
+    }
+
+    /// The input of layer `layer`, by the base alone: what adapters that start there have in common.
+    pub fn trunk(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
+        let bare = Batch { adapted: Vec::new(), ..batch.clone() };
+        self.layers(self.embed(&batch.tokens)?, &bare, 0..layer, &mut Memory::Nothing)
+    }
+
+    /// [`Decoder::hidden`] from the input of layer `layer` on.
+    pub fn hidden_from(&self, trunk: &Tensor, batch: &Batch, layer: usize) -> Result<Tensor> {
+        let x = self.layers(trunk.clone(), batch, layer..self.layers.len(), &mut Memory::Nothing)?;
+        self.normed(&x)
+    }
+
+    /// [`Decoder::hidden_from`] that keeps what the backward pass needs. One adapter covers all rows, from `layer` on.
+    pub fn hidden_taped(&self, trunk: &Tensor, batch: &Batch, layer: usize) -> Result<(Tensor, Tape)> {
+        let mut layers = Vec::with_capacity(self.layers.len() - layer);
+        let last =
+            self.layers(trunk.clone(), batch, layer..self.layers.len(), &mut Memory::Tape(&mut layers))?;
+        let z = self.normed(&last)?;
+        Ok((z.clone(), Tape { first_layer: layer, layers, last, hidden: z, batch: batch.clone() }))
+    }
+
+    /// `[rows, vocabulary]` of hidden states after the last norm.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.matmul(&self.head.t()?)
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.embedding.index_select(&Tensor::new(tokens, self.embedding.device())?, 0)
+    }
+
+    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        rms_norm(x, &self.norm, self.epsilon())
+    }
+
+    pub(crate) fn epsilon(&self) -> f32 {
+        self.architecture.rms_epsilon as f32
+    }
+
+    fn layers(
+        &self,
+        mut x: Tensor,
+        batch: &Batch,
+        layers: Range<usize>,
+        memory: &mut Memory<'_, '_>,
+    ) -> Result<Tensor> {
+        let positions = batch.positions();
+        for layer in layers {
+            x = self.layer(layer, x, batch, &positions, memory)?;
+        }
+        Ok(x)
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor,
+        batch: &Batch,
+        positions: &[usize],
+        memory: &mut Memory<'_, '_>,
+    ) -> Result<Tensor> {
+        let layer = &self.layers[index];
+        let mut low_rank = Vec::new();
+        let mut linear = |x: &Tensor, target| {
+            let (y, inner) = project(&layer.linears[target as usize], x, batch, index, target)?;
+            low_rank.push(inner);
+            Ok::<Tensor, candle_core::Error>(y)
+        };
+        let normed = rms_norm(&x, &layer.attention_norm, self.epsilon())?;
+        let q = self.rope.rotate(&linear(&normed, Target::Query)?, positions)?;
+        let k = self.rope.rotate(&linear(&normed, Target::Key)?, positions)?;
+        let v = linear(&normed, Target::Value)?;
+        let attention = match memory {
+            Memory::Caches(caches) => self.attend_cached(index, (&q, &k, &v), batch, caches)?,
+            Memory::Nothing | Memory::Tape(_) => self.attend_fresh((&q, &k, &v), batch)?,
+        };
+        let middle = (&x + linear(&attention, Target::Output)?)?;
+        let mlp_normed = rms_norm(&middle, &layer.mlp_norm, self.epsilon())?;
+        let gate = linear(&mlp_normed, Target::Gate)?;
+        let up = linear(&mlp_normed, Target::Up)?;
+        let activated = swiglu(&gate, &up)?;
+        let out = (&middle + linear(&activated, Target::Down)?)?;
+        if let Memory::Tape(tape) = memory {
+            tape.push(LayerTape {
+                x,
+                normed,
+                q,
+                k,
+                v,
+                attention,
+                middle,
+                mlp_normed,
+                gate,
+                up,
+                activated,
+                low_rank,
+            });
+        }
+        Ok(out)
+    }
+
+    fn attend_fresh(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), batch: &Batch) -> Result<Tensor> {
+        let columns = k.dim(D::Minus1)?;
+        read(k, |k| {
+            read(v, |v| {
+                let past = |span: &Span| Past {
+                    keys: &k[span.start * columns..],
+                    values: &v[span.start * columns..],
+                };
+                let pasts: Vec<Past<'_>> = batch.spans.iter().map(past).collect();
+                attend(q, &batch.spans, &pasts, self.architecture.attention())
+            })
+        })??
+    }
+
+    fn attend_cached(
+        &self,
+        layer: usize,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        batch: &Batch,
+        caches: &mut [&mut KvCache],
+    ) -> Result<Tensor> {
+        let columns = k.dim(D::Minus1)?;
+        for (cache, span) in caches.iter_mut().zip(&batch.spans) {
+            let rows = span.start * columns..(span.start + span.len) * columns;
+            let (keys, values) = &mut cache.layers[layer];
+            read(k, |k| keys.extend_from_slice(&k[rows.clone()]))?;
+            read(v, |v| values.extend_from_slice(&v[rows]))?;
+        }
+        let pasts: Vec<Past<'_>> = caches
+            .iter()
+            .map(|cache| Past { keys: &cache.layers[layer].0, values: &cache.layers[layer].1 })
+            .collect();
+        attend(q, &batch.spans, &pasts, self.architecture.attention())
+    }
+}
+
+/// `x Wᵀ`, with each adapter's `scale · (x Aᵀ) Bᵀ` added to its rows.
+///
+/// Returns the low-rank middle `scale · x Aᵀ` of the last adapter too, which the backward pass needs.
+fn project(
+    weight: &Tensor,
+    x: &Tensor,
+    batch: &Batch,
+    layer: usize,
+    target: Target,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let y = x.matmul(&weight.t()?)?;
+    let rows = y.dim(0)?;
+    let mut pieces: Vec<Tensor> = Vec::new();
+    let mut done = 0;
+    let mut inner = None;
+    for (range, adapter) in &batch.adapted {
+        let Some(pair) = adapter.pair(layer, target) else { continue };
+        let whole = range.len() == rows;
+        let (x, y_rows) = if whole {
+            (x.clone(), y.clone())
+        } else {
+            (x.narrow(0, range.start, range.len())?, y.narrow(0, range.start, range.len())?)
+        };
+        let middle = (x.matmul(&pair.a.t()?)? * adapter.scale())?;
+        let changed = (y_rows + middle.matmul(&pair.b.t()?)?)?;
+        inner = Some(middle);
+        if range.start > done {
+            pieces.push(y.narrow(0, done, range.start - done)?);
+        }
+        done = range.end;
+        pieces.push(changed);
+    }
+    if pieces.is_empty() {
+        return Ok((y, inner));
+    }
+    if done < rows {
+        pieces.push(y.narrow(0, done, rows - done)?);
+    }
+    let y = if pieces.len() == 1 { pieces.swap_remove(0) } else { Tensor::cat(&pieces, 0)? };
+    Ok((y, inner))
+}

@@ -1,0 +1,290 @@
+//! Low-rank adapters (Hu et al., *LoRA*, 2021) on every linear of the decoder, stored as PEFT stores them.
+//!
+//! The update of a linear is `alpha / rank · B A x`. An adapter is immutable once made: training makes a new one after
+//! each step, so that the engine can hold any of them without a lock.
+
+use std::{collections::HashMap, fs, path::Path, sync::Arc};
+
+use candle_core::{DType, Device, Tensor, safetensors};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, architecture::Architecture};
+
+/// The linears of one layer, in the order in which a token passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    Query,
+    Key,
+    Value,
+    Output,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Target {
+    pub const ALL: [Self; 7] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// The module's name within a layer of a Hugging Face checkpoint.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    fn peft_name(self) -> &'static str {
+        self.module().split_once('.').map_or("", |(_, name)| name)
+    }
+}
+
+/// One linear's low-rank pair: `a` is `[rank, in]`, `b` is `[out, rank]`.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    pub a: Tensor,
+    pub b: Tensor,
+}
+
+/// LoRA pairs for all linears of the layers from `first_layer` on; a reward adapter has a scalar head besides.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    pub rank: usize,
+    pub alpha: f64,
+    pub first_layer: usize,
+    /// Seven a layer, in the order of [`Target::ALL`].
+    pairs: Vec<Pair>,
+    /// `[1, hidden]`, without bias; `None` for a policy.
+    pub score: Option<Tensor>,
+}
+
+/// The shape of an adapter before it is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub rank: usize,
+    pub alpha: f64,
+    /// Layers below this one are left alone.
+    pub first_layer: usize,
+    /// Whether there is a scalar head.
+    pub score: bool,
+}
+
+impl Adapter {
+    /// A new adapter that changes nothing yet: `A` is uniform as PEFT draws it (Kaiming, `a = √5`), `B` is zero.
+    pub fn new(architecture: &Architecture, shape: Shape, seed: u64) -> Result<Self, Error> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let device = Device::Cpu;
+        let mut uniform = |rows: usize, columns: usize, bound: f64| {
+            let data: Vec<f32> =
+                (0..rows * columns).map(|_| ((rng.random::<f64>() * 2.0 - 1.0) * bound) as f32).collect();
+            Tensor::from_vec(data, (rows, columns), &device)
+        };
+        let mut pairs = Vec::new();
+        for _ in shape.first_layer..architecture.layers {
+            for target in Target::ALL {
+                let (out, input) = architecture.linear(target);
+                let a = uniform(shape.rank, input, 1.0 / (input as f64).sqrt())?;
+                pairs.push(Pair { a, b: Tensor::zeros((out, shape.rank), DType::F32, &device)? });
+            }
+        }
+        let hidden = architecture.hidden;
+        let score = if shape.score { Some(uniform(1, hidden, 1.0 / (hidden as f64).sqrt())?) } else { None };
+        Ok(Self { rank: shape.rank, alpha: shape.alpha, first_layer: shape.first_layer, pairs, score })
+    }
+
+    /// `alpha / rank`.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// The pair of one linear, if this adapter reaches its layer.
+    pub fn pair(&self, layer: usize, target: Target) -> Option<&Pair> {
+        self.pairs.get(self.index(layer, target)?)
+    }
+
+    /// Where the linear's pair stands among the pairs.
+    pub(crate) fn index(&self, layer: usize, target: Target) -> Option<usize> {
+        Some(layer.checked_sub(self.first_layer)? * Target::ALL.len() + target as usize)
+    }
+
+    pub fn pairs(&self) -> &[Pair] {
+        &self.pairs
+    }
+
+    /// All trainable numbers: `a`, `b` of each pair, then the score head.
+    pub fn parameters(&self) -> Result<Vec<Vec<f32>>, Error> {
+        let tensors = self.pairs.iter().flat_map(|pair| [&pair.a, &pair.b]).chain(&self.score);
+        Ok(tensors.map(|tensor| tensor.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?)
+    }
+
+    /// The same adapter with other numbers, in the order of [`Adapter::parameters`].
+    pub fn with_parameters(&self, parameters: &[Vec<f32>]) -> Result<Self, Error> {
+        let mut values = parameters.iter();
+        let mut next = |like: &Tensor| {
+            let data = values.next().map_or_else(Vec::new, Clone::clone);
+            Tensor::from_vec(data, like.shape(), like.device())
+        };
+        let pairs = self
+            .pairs
+            .iter()
+            .map(|pair| Ok(Pair { a: next(&pair.a)?, b: next(&pair.b)? }))
+            .collect::<candle_core::Result<_>>()?;
+        let score = self.score.as_ref().map(&mut next).transpose()?;
+        Ok(Self { pairs, score, ..self.clone() })
+    }
+
+    /// Writes `adapter_config.json` and `adapter_model.safetensors` into `dir`, which exists.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn save(&self, dir: &Path, base: &str) -> Result<(), Error> {
+        let mut tensors = HashMap::new();
+        for (at, pair) in self.pairs.iter().enumerate() {
+            let prefix = tensor_prefix(self.first_layer + at / 7, Target::ALL[at % 7]);
+            tensors.insert(format!("{prefix}.lora_A.weight"), pair.a.clone());
+            tensors.insert(format!("{prefix}.lora_B.weight"), pair.b.clone());
+        }
+        if let Some(score) = &self.score {
+            tensors.insert(SCORE.to_owned(), score.clone());
+        }
+        safetensors::save(&tensors, dir.join(WEIGHTS))?;
+        let layers = self.first_layer..self.first_layer + self.pairs.len() / 7;
+        let config = PeftConfig {
+            task_type: if self.score.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" }.to_owned(),
+            base_model_name_or_path: Some(base.to_owned()),
+            r: self.rank,
+            lora_alpha: self.alpha,
+            target_modules: Target::ALL.map(|target| target.peft_name().to_owned()).to_vec(),
+            layers_to_transform: (self.first_layer > 0).then(|| layers.collect()),
+            modules_to_save: self.score.is_some().then(|| vec!["classifier".to_owned(), "score".to_owned()]),
+            ..PeftConfig::default()
+        };
+        let json =
+            serde_json::to_string_pretty(&config).map_err(|error| Error::Adapter(error.to_string()))?;
+        fs::write(dir.join(CONFIG), json)?;
+        Ok(())
+    }
+
+    /// Reads what [`Adapter::save`], or PEFT, wrote for this architecture.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, a tensor is missing or has another shape, or the configuration asks for something
+    /// that is not supported (DoRA, rank-stabilised scaling, other modules); the message names it.
+    pub fn load(dir: &Path, architecture: &Architecture) -> Result<Arc<Self>, Error> {
+        let invalid = |what: String| Error::Adapter(format!("{}: {what}", dir.display()));
+        let config =
+            fs::read_to_string(dir.join(CONFIG)).map_err(|error| invalid(format!("{CONFIG}: {error}")))?;
+        let config: PeftConfig =
+            serde_json::from_str(&config).map_err(|error| invalid(format!("{CONFIG}: {error}")))?;
+        config.check().map_err(invalid)?;
+        let tensors = safetensors::load(dir.join(WEIGHTS), &Device::Cpu)?;
+        let tensor = |name: String, rows: usize, columns: usize| {
+            let found = tensors.get(&name).ok_or_else(|| invalid(format!("{name} is missing")))?;
+            if found.dims() != [rows, columns] {
+                return Err(invalid(format!("{name} is {:?}, not [{rows}, {columns}]", found.dims())));
+            }
+            Ok(found.to_dtype(DType::F32)?)
+        };
+        let first_layer =
+            config.layers_to_transform.as_ref().and_then(|layers| layers.iter().min().copied()).unwrap_or(0);
+        let mut pairs = Vec::new();
+        for layer in first_layer..architecture.layers {
+            for target in Target::ALL {
+                let (out, input) = architecture.linear(target);
+                let prefix = tensor_prefix(layer, target);
+                pairs.push(Pair {
+                    a: tensor(format!("{prefix}.lora_A.weight"), config.r, input)?,
+                    b: tensor(format!("{prefix}.lora_B.weight"), out, config.r)?,
+                });
+            }
+        }
+        let score = tensors
+            .contains_key(SCORE)
+            .then(|| tensor(SCORE.to_owned(), 1, architecture.hidden))
+            .transpose()?;
+        Ok(Arc::new(Self { rank: config.r, alpha: config.lora_alpha, first_layer, pairs, score }))
+    }
+}
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const SCORE: &str = "base_model.model.score.weight";
+
+fn tensor_prefix(layer: usize, target: Target) -> String {
+    format!("base_model.model.model.layers.{layer}.{}", target.module())
+}
+
+/// The fields of PEFT's `adapter_config.json` that matter; those that we do not support must be off.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
+struct PeftConfig {
+    peft_type: String,
+    task_type: String,
+    base_model_name_or_path: Option<String>,
+    r: usize,
+    lora_alpha: f64,
+    lora_dropout: f64,
+    bias: String,
+    target_modules: Vec<String>,
+    layers_to_transform: Option<Vec<usize>>,
+    fan_in_fan_out: bool,
+    inference_mode: bool,
+    use_rslora: bool,
+    use_dora: bool,
+    rank_pattern: HashMap<String, usize>,
+    alpha_pattern: HashMap<String, f64>,
+    modules_to_save: Option<Vec<String>>,
+}
+
+impl Default for PeftConfig {
+    fn default() -> Self {
+        Self {
+            peft_type: "LORA".to_owned(),
+            task_type: "CAUSAL_LM".to_owned(),
+            base_model_name_or_path: None,
+            r: 0,
+            lora_alpha: 0.0,
+            lora_dropout: 0.0,
+            bias: "none".to_owned(),
+            target_modules: Vec::new(),
+            layers_to_transform: None,
+            fan_in_fan_out: false,
+            inference_mode: true,
+            use_rslora: false,
+            use_dora: false,
+            rank_pattern: HashMap::new(),
+            alpha_pattern: HashMap::new(),
+            modules_to_save: None,
+        }
+    }
+}
+
+impl PeftConfig {
+    fn check(&self) -> Result<(), String> {
+        let mut targets: Vec<&str> = self.target_modules.iter().map(String::as_str).collect();
+        targets.sort_unstable();
+        let mut ours = Target::ALL.map(Target::peft_name);
+        ours.sort_unstable();
+        let unsupported = [
+            ("peft_type", self.peft_type != "LORA"),
+            ("r", self.r == 0),
+            ("bias", self.bias != "none"),
+            ("fan_in_fan_out", self.fan_in_fan_out),
+            ("use_rslora", self.use_rslora),
+            ("use_dora", self.use_dora),
+            ("rank_pattern", !self.rank_pattern.is_empty()),
+            ("alpha_pattern", !self.alpha_pattern.is_empty()),
+            ("target_modules", targets != ours),
+        ];
+        match unsupported.iter().find(|(_, bad)| *bad) {
+            Some((field, _)) => Err(format!("{CONFIG}: this value of `{field}` is not supported")),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! What the engine reports of itself.
+
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// Gauges and counters of the engine.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    pub(crate) queue_depth: IntGaugeVec,
+    pub(crate) queue_capacity: IntGaugeVec,
+    pub(crate) running: IntGauge,
+    pub(crate) cache_tokens: IntGauge,
+    pub(crate) tokens: IntCounterVec,
+}
+
+impl Metrics {
+    /// # Errors
+    /// A name is taken in `registry`.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            queue_depth: IntGaugeVec::new(
+                Opts::new("gyrostat_queue_depth", "Requests that wait in a queue."),
+                &["queue"],
+            )?,
+            queue_capacity: IntGaugeVec::new(
+                Opts::new("gyrostat_queue_capacity", "Requests that a queue holds at most."),
+                &["queue"],
+            )?,
+            running: IntGauge::new(
+                "gyrostat_engine_running_sequences",
+                "Sequences that are being generated.",
+            )?,
+            cache_tokens: IntGauge::new(
+                "gyrostat_engine_cache_tokens",
+                "Tokens for which running sequences have keys and values reserved.",
+            )?,
+            tokens: IntCounterVec::new(
+                Opts::new("gyrostat_engine_tokens_total", "Tokens that passed the decoder."),
+                &["phase"],
+            )?,
+        };
+        registry.register(Box::new(metrics.queue_depth.clone()))?;
+        registry.register(Box::new(metrics.queue_capacity.clone()))?;
+        registry.register(Box::new(metrics.running.clone()))?;
+        registry.register(Box::new(metrics.cache_tokens.clone()))?;
+        registry.register(Box::new(metrics.tokens.clone()))?;
+        Ok(metrics)
+    }
+}

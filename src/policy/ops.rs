@@ -1,0 +1,352 @@
+//! The element-wise kernels of the decoder, each beside its own backward pass.
+//!
+//! candle's fused `rms_norm`, `rope` and `softmax_last_dim` have no backward: the gradient stops there without a word.
+//! These work on the rows of contiguous f32 matrices on the CPU. Rows are shared out to threads, and `pulp` compiles each
+//! loop for the widest vectors that the machine has; only what is inlined into it is, hence the attributes on closures.
+
+use candle_core::{Result, Storage, Tensor};
+use pulp::Arch;
+use rayon::prelude::*;
+
+/// Rows below which waking a second thread costs more than it saves.
+const PARALLEL_ROWS: usize = 16;
+
+/// Calls `f` with the elements of a contiguous f32 tensor on the CPU, without copying them.
+pub(crate) fn read<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { candle_core::bail!("the decoder's kernels run on the CPU") };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("the decoder's kernels take contiguous tensors, not {layout:?}")
+    };
+    Ok(f(&storage.as_slice::<f32>()?[start..end]))
+}
+
+/// A matrix of `rows × columns` filled row by row; `fill` gets the row's index and its elements.
+fn by_rows(like: &Tensor, columns: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
+    let rows = like.dim(0)?;
+    let mut out = vec![0f32; rows * columns];
+    for_each_row(&mut out, columns, fill);
+    Tensor::from_vec(out, (rows, columns), like.device())
+}
+
+/// Runs `fill` on every row, on several threads where there are rows enough.
+pub(crate) fn for_each_row(out: &mut [f32], columns: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+    let arch = Arch::new();
+    if out.len() / columns < PARALLEL_ROWS {
+        for (row, out) in out.chunks_exact_mut(columns).enumerate() {
+            arch.dispatch(
+                #[inline(always)]
+                || fill(row, out),
+            );
+        }
+    } else {
+        out.par_chunks_exact_mut(columns).with_min_len(4).enumerate().for_each(|(row, out)| {
+            arch.dispatch(
+                #[inline(always)]
+                || fill(row, out),
+            )
+        });
+    }
+}
+
+/// `Σ aᵢ bᵢ`, in 32 partial sums so that it vectorises.
+#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 32];
+    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let tail: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}
+
+/// `out += scale · x`.
+#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
+#[inline(always)]
+pub(crate) fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out += scale * x;
+    }
+}
+
+/// `y = x / √(mean(x²) + ε) · weight`, for `x` of `[rows, hidden]`.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let hidden = x.dim(1)?;
+    read(x, |x_data| {
+        read(weight, |weight| {
+            by_rows(
+                x,
+                hidden,
+                #[inline(always)]
+                |row, out| {
+                    let x = &x_data[row * hidden..(row + 1) * hidden];
+                    let scale = inverse_rms(x, epsilon);
+                    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                        *out = x * scale * weight;
+                    }
+                },
+            )
+        })
+    })??
+}
+
+/// The gradient of [`rms_norm`] with respect to `x`; the weight is frozen.
+pub(crate) fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let hidden = x.dim(1)?;
+    read(dy, |dy_data| {
+        read(x, |x_data| {
+            read(weight, |weight| {
+                by_rows(
+                    x,
+                    hidden,
+                    #[inline(always)]
+                    |row, out| {
+                        let x = &x_data[row * hidden..(row + 1) * hidden];
+                        let dy = &dy_data[row * hidden..(row + 1) * hidden];
+                        let scale = inverse_rms(x, epsilon);
+                        for ((out, dy), weight) in out.iter_mut().zip(dy).zip(weight) {
+                            *out = dy * weight;
+                        }
+                        let shrink = dot(out, x) * scale * scale / hidden as f32;
+                        for (out, x) in out.iter_mut().zip(x) {
+                            *out = scale * (*out - x * shrink);
+                        }
+                    },
+                )
+            })
+        })
+    })???
+}
+
+#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
+#[inline(always)]
+fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
+    (dot(x, x) / x.len() as f32 + epsilon).sqrt().recip()
+}
+
+/// Rotary position embedding's angles: `cos` and `sin` of `[context, head_dim / 2]`.
+///
+/// Su et al., *RoFormer*, 2021, in the half-split form of the Hugging Face checkpoints.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+impl Rope {
+    pub(crate) fn new(context: usize, head_dim: usize, theta: f64) -> Self {
+        let half = head_dim / 2;
+        let angle = |position: usize, i: usize| {
+            // The frequency is rounded to f32 before it is multiplied, as the reference does it.
+            let frequency = (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32;
+            position as f32 * frequency
+        };
+        let angles = || (0..context).flat_map(|position| (0..half).map(move |i| angle(position, i)));
+        Self { cos: angles().map(f32::cos).collect(), sin: angles().map(f32::sin).collect(), half }
+    }
+
+    /// Turns every head of every row by its position. `x`: `[rows, heads · head_dim]`.
+    pub(crate) fn rotate(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
+        self.turn(x, positions, 1.0)
+    }
+
+    /// The gradient of [`Rope::rotate`]: a turn the other way.
+    pub(crate) fn rotate_backward(&self, dy: &Tensor, positions: &[usize]) -> Result<Tensor> {
+        self.turn(dy, positions, -1.0)
+    }
+
+    fn turn(&self, x: &Tensor, positions: &[usize], sign: f32) -> Result<Tensor> {
+        let columns = x.dim(1)?;
+        let half = self.half;
+        read(x, |data| {
+            by_rows(
+                x,
+                columns,
+                #[inline(always)]
+                |row, out| {
+                    let at = positions[row] * half;
+                    let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
+                    let x = &data[row * columns..(row + 1) * columns];
+                    for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                        let (low, high) = out.split_at_mut(half);
+                        let (x_low, x_high) = x.split_at(half);
+                        for i in 0..half {
+                            low[i] = x_low[i] * cos[i] - sign * x_high[i] * sin[i];
+                            high[i] = x_high[i] * cos[i] + sign * x_low[i] * sin[i];
+                        }
+                    }
+                },
+            )
+        })?
+    }
+}
+
+/// `silu(gate) · up`, both `[rows, intermediate]`.
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let columns = gate.dim(1)?;
+    read(gate, |gate_data| {
+        read(up, |up_data| {
+            by_rows(
+                gate,
+                columns,
+                #[inline(always)]
+                |row, out| {
+                    let at = row * columns..(row + 1) * columns;
+                    for ((out, gate), up) in out.iter_mut().zip(&gate_data[at.clone()]).zip(&up_data[at]) {
+                        *out = gate * sigmoid(*gate) * up;
+                    }
+                },
+            )
+        })
+    })??
+}
+
+/// The gradients of [`swiglu`] with respect to `gate` and `up`.
+pub(crate) fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
+    let dgate = by_swiglu_inputs(
+        dy,
+        gate,
+        up,
+        #[inline(always)]
+        |dy, gate, up| {
+            let s = sigmoid(gate);
+            dy * up * s * (1.0 + gate * (1.0 - s))
+        },
+    )?;
+    let dup = by_swiglu_inputs(
+        dy,
+        gate,
+        up,
+        #[inline(always)]
+        |dy, gate, _| dy * gate * sigmoid(gate),
+    )?;
+    Ok((dgate, dup))
+}
+
+fn by_swiglu_inputs(
+    dy: &Tensor,
+    gate: &Tensor,
+    up: &Tensor,
+    of: impl Fn(f32, f32, f32) -> f32 + Sync,
+) -> Result<Tensor> {
+    let columns = gate.dim(1)?;
+    read(dy, |dy_data| {
+        read(gate, |gate_data| {
+            read(up, |up_data| {
+                by_rows(
+                    gate,
+                    columns,
+                    #[inline(always)]
+                    |row, out| {
+                        let at = row * columns..(row + 1) * columns;
+                        let inputs = dy_data[at.clone()].iter().zip(&gate_data[at.clone()]).zip(&up_data[at]);
+                        for (out, ((dy, gate), up)) in out.iter_mut().zip(inputs) {
+                            *out = of(*dy, *gate, *up);
+                        }
+                    },
+                )
+            })
+        })
+    })???
+}
+
+#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `eˣ` to about 2 units in the last place, without a call, so that the loops around it vectorise.
+///
+/// Range reduction by powers of two and a polynomial of degree six (the scheme of Cephes' `expf`).
+#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 88.0);
+    let power = (x * std::f32::consts::LOG2_E + 0.5).floor();
+    // ln 2 in two parts, so that `power · ln 2` loses nothing.
+    let r = x - power * 0.693_359_4 + power * 2.121_944_4e-4;
+    let tail = ((((1.987_569_1e-4 * r + 1.398_2e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
+        + 1.666_666_5e-1)
+        * r
+        + 0.5;
+    let mantissa = tail * r * r + r + 1.0;
+    mantissa * f32::from_bits((((power as i32) + 127) << 23) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn matrix(rows: usize, columns: usize, seed: u32) -> Tensor {
+        let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+        let data: Vec<f32> = (0..rows * columns)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                state as f32 / u32::MAX as f32 * 2.0 - 1.0
+            })
+            .collect();
+        Tensor::from_vec(data, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    /// Compares an analytic gradient with central differences of `Σ c · f(x)`.
+    #[track_caller]
+    fn check_gradient(x: &Tensor, dx: &Tensor, weighted: impl Fn(&Tensor) -> f64) {
+        let (rows, columns) = x.dims2().unwrap();
+        let data = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let dx = dx.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for at in (0..data.len()).step_by(7) {
+            let moved = |by: f32| {
+                let mut data = data.clone();
+                data[at] += by;
+                weighted(&Tensor::from_vec(data, (rows, columns), &Device::Cpu).unwrap())
+            };
+            let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            assert!((slope - f64::from(dx[at])).abs() < 2e-3, "element {at}: {slope} but {}", dx[at]);
+        }
+    }
+
+    fn weighted_sum(y: &Tensor, by: &Tensor) -> f64 {
+        f64::from((y * by).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap())
+    }
+
+    #[test]
+    fn exp_is_close_to_the_library() {
+        for i in -8000..8000 {
+            let x = i as f32 / 100.0;
+            assert!((exp(x) / x.exp() - 1.0).abs() < 4e-7, "exp({x}) = {} but {}", exp(x), x.exp());
+        }
+    }
+
+    #[test]
+    fn rms_norm_has_its_gradient() {
+        let (x, weight, c) = (matrix(3, 40, 1), matrix(1, 40, 2).squeeze(0).unwrap(), matrix(3, 40, 3));
+        let dx = rms_norm_backward(&c, &x, &weight, 1e-5).unwrap();
+        check_gradient(&x, &dx, |x| weighted_sum(&rms_norm(x, &weight, 1e-5).unwrap(), &c));
+    }
+
+    #[test]
+    fn rotation_has_its_gradient() {
+        let rope = Rope::new(32, 8, 10_000.0);
+        let (x, c) = (matrix(3, 16, 4), matrix(3, 16, 5));
+        let dx = rope.rotate_backward(&c, &[0, 7, 31]).unwrap();
+        check_gradient(&x, &dx, |x| weighted_sum(&rope.rotate(x, &[0, 7, 31]).unwrap(), &c));
+    }
+
+    #[test]
+    fn swiglu_has_its_gradients() {
+        let (gate, up, c) = (matrix(2, 24, 6), matrix(2, 24, 7), matrix(2, 24, 8));
+        let (dgate, dup) = swiglu_backward(&c, &gate, &up).unwrap();
+        check_gradient(&gate, &dgate, |gate| weighted_sum(&swiglu(gate, &up).unwrap(), &c));
+        check_gradient(&up, &dup, |up| weighted_sum(&swiglu(&gate, up).unwrap(), &c));
+    }
+}

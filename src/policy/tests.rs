@@ -1,0 +1,187 @@
+//! The decoder against itself and against the reference implementations, on a tiny seeded model.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::{Adapter, AdapterGradient, Batch, Decoder, KvCache, Model, Shape, tiny, write_tiny};
+
+fn decoder() -> Decoder {
+    Decoder::random(tiny::architecture(), 0).unwrap()
+}
+
+/// An adapter whose B is not zero, as after some training.
+fn trained(decoder: &Decoder, first_layer: usize) -> Arc<Adapter> {
+    let shape = Shape { rank: 4, alpha: 8.0, first_layer, score: true };
+    let adapter = Adapter::new(&decoder.architecture, shape, 3).unwrap();
+    let mut rng = StdRng::seed_from_u64(4);
+    let mut parameters = adapter.parameters().unwrap();
+    parameters.iter_mut().flatten().for_each(|p| *p += (rng.random::<f32>() - 0.5) * 0.2);
+    Arc::new(adapter.with_parameters(&parameters).unwrap())
+}
+
+fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
+    tensor.to_vec2().unwrap()
+}
+
+#[track_caller]
+fn check_close(found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() < tolerance, "{found} but {expected}");
+    }
+}
+
+const TOKENS: [u32; 8] = [1, 5, 17, 99, 200, 258, 3, 42];
+
+/// ```python
+/// # gyrostat model tiny --out tiny
+/// import torch; from transformers import AutoModelForCausalLM   # 5.23
+/// m = AutoModelForCausalLM.from_pretrained("tiny", dtype=torch.float32).eval()
+/// l = m(torch.tensor([[1,5,17,99,200,258,3,42]])).logits[0]
+/// for r in (0, 3, 7): print(l[r, [0, 1, 50, 100, 258]].tolist())
+/// ```
+#[test]
+fn logits_are_those_of_transformers() {
+    let decoder = decoder();
+    let logits = decoder.logits(&decoder.hidden(&Batch::of([&TOKENS[..]], None)).unwrap()).unwrap();
+    let logits = rows(&logits);
+    let picked = |row: usize| [0, 1, 50, 100, 258].map(|token| logits[row][token]);
+    check_close(&picked(0), &[-0.409_384, 0.548_905, 1.843_329, 1.046_77, -0.398_6], 1e-4);
+    check_close(&picked(3), &[-0.221_051, 0.410_302, 0.626_368, 0.684_778, -0.287_232], 1e-4);
+    check_close(&picked(7), &[0.327_062, -0.796_3, 0.550_898, 0.287_264, 1.722_268], 1e-4);
+}
+
+#[test]
+fn cached_decoding_equals_the_full_pass() {
+    let decoder = decoder();
+    let adapter = trained(&decoder, 0);
+    let full = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
+    let mut cache = KvCache::new(decoder.architecture.layers);
+    let mut stepped = Vec::new();
+    for chunk in [&TOKENS[..3], &TOKENS[3..4], &TOKENS[4..]] {
+        let mut batch = Batch::default();
+        batch.push(chunk, cache.len(), Some(&adapter));
+        stepped.extend(rows(&decoder.step(&batch, &mut [&mut cache]).unwrap()));
+    }
+    for (stepped, full) in stepped.iter().zip(&full) {
+        check_close(stepped, full, 1e-4);
+    }
+}
+
+#[test]
+fn a_batch_of_versions_equals_each_alone() {
+    let decoder = decoder();
+    let (one, two) = (trained(&decoder, 0), trained(&decoder, 1));
+    let mut batch = Batch::default();
+    let mut expected = Vec::new();
+    for adapter in [None, Some(&one), Some(&two), None] {
+        batch.push(&TOKENS[..5], 0, adapter);
+        expected.extend(rows(&decoder.hidden(&Batch::of([&TOKENS[..5]], adapter)).unwrap()));
+    }
+    let together = rows(&decoder.hidden(&batch).unwrap());
+    for (together, expected) in together.iter().zip(&expected) {
+        check_close(together, expected, 1e-4);
+    }
+}
+
+/// Loss and gradient of `Σ weight · logprob` over two sequences.
+fn loss(decoder: &Decoder, adapter: &Arc<Adapter>) -> (f64, Vec<Vec<f32>>) {
+    let batch = Batch::of([&TOKENS[..5], &TOKENS[2..]], Some(adapter));
+    let trunk = decoder.trunk(&batch, adapter.first_layer).unwrap();
+    let (hidden, tape) = decoder.hidden_taped(&trunk, &batch, adapter.first_layer).unwrap();
+    let targets: Vec<u32> = batch.tokens.iter().map(|token| (token * 7 + 3) % 259).collect();
+    let out = decoder.token_logprobs(&hidden, &targets, 0.7, true).unwrap();
+    let weights: Vec<f32> = (0..targets.len()).map(|at| ((at * 5) % 3) as f32 - 0.8).collect();
+    let loss = out.logprobs.iter().zip(&weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum();
+    let mut gradient = AdapterGradient::default();
+    decoder.backward(&tape, &out.backward(&weights).unwrap().unwrap(), &mut gradient).unwrap();
+    (loss, gradient.flatten(adapter).unwrap())
+}
+
+#[test]
+fn every_adapter_variable_gets_its_gradient() {
+    let decoder = decoder();
+    for first_layer in [0, 1] {
+        let adapter = trained(&decoder, first_layer);
+        let (_, gradient) = loss(&decoder, &adapter);
+        let parameters = adapter.parameters().unwrap();
+        // The last one is the score head, which this loss does not use.
+        for variable in 0..parameters.len() - 1 {
+            assert!(gradient[variable].iter().any(|g| *g != 0.0), "variable {variable} has no gradient");
+            let at = parameters[variable].len() / 2;
+            let moved = |by: f32| {
+                let mut parameters = parameters.clone();
+                parameters[variable][at] += by;
+                loss(&decoder, &Arc::new(adapter.with_parameters(&parameters).unwrap())).0
+            };
+            let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            let found = f64::from(gradient[variable][at]);
+            assert!(
+                (found - slope).abs() < 2e-3 + 0.02 * slope.abs(),
+                "variable {variable}: {found} but {slope}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_nothing_and_learns_at_once() {
+    let decoder = decoder();
+    let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, score: false };
+    let adapter = Arc::new(Adapter::new(&decoder.architecture, shape, 1).unwrap());
+    let base = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], None)).unwrap());
+    let adapted = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
+    assert_eq!(base, adapted);
+    // B starts at zero, so that A has no gradient yet and every B has one.
+    for pair in loss(&decoder, &adapter).1.chunks(2) {
+        assert!(pair[0].iter().all(|g| *g == 0.0) && pair[1].iter().any(|g| *g != 0.0));
+    }
+}
+
+#[test]
+fn logprobs_are_a_distribution() {
+    let decoder = decoder();
+    let hidden = decoder.hidden(&Batch::of([&TOKENS[..]], None)).unwrap().narrow(0, 2, 1).unwrap();
+    let every: Vec<u32> = (0..decoder.architecture.vocabulary as u32).collect();
+    let repeated = hidden.repeat((every.len(), 1)).unwrap();
+    let out = decoder.token_logprobs(&repeated, &every, 1.3, false).unwrap();
+    let mass: f64 = out.logprobs.iter().map(|logprob| f64::from(*logprob).exp()).sum();
+    let entropy: f64 = out.logprobs.iter().map(|l| -f64::from(*l).exp() * f64::from(*l)).sum();
+    assert!((mass - 1.0).abs() < 1e-4, "{mass}");
+    assert!((entropy - f64::from(out.entropies[0])).abs() < 1e-3, "{entropy}");
+}
+
+#[test]
+fn adapters_survive_the_disk() {
+    let decoder = decoder();
+    let adapter = trained(&decoder, 1);
+    let dir = tempfile::tempdir().unwrap();
+    adapter.save(dir.path(), "base").unwrap();
+    let back = Adapter::load(dir.path(), &decoder.architecture).unwrap();
+    assert_eq!(back.parameters().unwrap(), adapter.parameters().unwrap());
+    assert_eq!((back.rank, back.first_layer), (4, 1));
+
+    let config = dir.path().join("adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"use_dora\": false", "\"use_dora\": true")).unwrap();
+    let refused = Adapter::load(dir.path(), &decoder.architecture).unwrap_err();
+    assert!(refused.to_string().contains("use_dora"), "{refused}");
+}
+
+/// `AutoTokenizer.from_pretrained("tiny")("Grüße, 12!").input_ids`
+#[test]
+fn the_tiny_model_is_a_hugging_face_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny(dir.path(), 0).unwrap();
+    let model = Model::load(dir.path().to_str().unwrap()).unwrap();
+    let tokens = model.vocabulary.encode_text("Grüße, 12!").unwrap();
+    assert_eq!(tokens, [41, 84, 130, 123, 130, 256, 71, 14, 223, 19, 20, 3]);
+    assert_eq!(model.vocabulary.decode(&tokens), "Grüße, 12!");
+    let user = crate::completion::Message::user("hi");
+    let chat = model.vocabulary.encode_chat(&[user]).unwrap();
+    assert_eq!((chat[0], model.vocabulary.decode(&chat)), (1, "user\nhi\nassistant\n".to_owned()));
+    let same = decoder().embedding.to_device(&Device::Cpu).unwrap();
+    assert_eq!(rows(&same), rows(&model.decoder.embedding));
+}

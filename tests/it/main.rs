@@ -1,0 +1,8 @@
+//! The sidecar from outside: real HTTP, a real (tiny, seeded) model, a real store.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod chat;
+mod feedback;
+mod harness;
+mod malformed;
+mod updates;
