@@ -85,7 +85,7 @@ fn config(options: &Options, data: &Path) -> Config {
     config.drift.false_alarm_days = 10.0;
     config.cycle.tick_ms = 300;
     config.cycle.minimum_feedback = JUDGED;
-    config.cycle.gate_prompts = 40;
+    config.cycle.gate_prompts = 48;
     config.cycle.seed = options.seed;
     config.learn.reward.depth = 0.2;
     config.learn.reward.learning_rate = 1e-3;
@@ -93,7 +93,7 @@ fn config(options: &Options, data: &Path) -> Config {
     config.learn.reward.examples = 160;
     config.learn.reward.batch = 16;
     config.learn.ppo.depth = 0.5;
-    config.learn.ppo.iterations = 8;
+    config.learn.ppo.iterations = 6;
     config.learn.ppo.episodes = 24;
     config.learn.ppo.num_ppo_epochs = 2;
     config.learn.ppo.response_length = ANSWER;

@@ -13,17 +13,19 @@ mod wire;
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use axum::{
     Router,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes},
     extract::{Request, State as Extract},
     http::{HeaderValue, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -192,8 +194,28 @@ async fn outer(Extract(state): Extract<State>, request: Request, next: Next) -> 
 
 const REQUEST_ID: &str = "x-request-id";
 
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// What is read and thrown away of a body that is too large: a client that is still sending would not see the answer.
+const DRAINED: usize = 64 << 20;
+
 async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    to_bytes(body, limit).await.map_err(|_| ApiError::too_large(limit))
+    let reading = async {
+        let mut stream = body.into_data_stream();
+        let mut kept = Vec::new();
+        let mut seen = 0;
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|_| ApiError::not_json("it was cut off"))?;
+            seen += chunk.len();
+            if seen <= limit {
+                kept.extend_from_slice(&chunk);
+            } else if seen > limit + DRAINED {
+                break;
+            }
+        }
+        if seen <= limit { Ok(Bytes::from(kept)) } else { Err(ApiError::too_large(limit)) }
+    };
+    tokio::time::timeout(BODY_TIME, reading).await.unwrap_or_else(|_| Err(ApiError::too_slow()))
 }
 
 /// Lets a request pass whose key has the route's scope; without any keys, everybody.

@@ -344,11 +344,19 @@ fn training_prompts(dataset: &Dataset, update: &Update) -> (Vec<Prompt>, Vec<Pro
     (prompts(wanted), prompts(others))
 }
 
-/// Prompts to be judged on, which nothing was learned from; the alarming types' first.
+/// Prompts to be judged on, which nothing was learned from: two thirds of the types to be mended. Where few prompts
+/// were held back they are asked again, with other seeds.
 fn gate_prompts(dataset: &Dataset, update: &Update, most: usize) -> Vec<learn::dataset::Asked> {
     let held: Vec<_> = dataset.prompts.iter().filter(|asked| asked.split == Split::Gate).collect();
-    let (wanted, others): (Vec<_>, Vec<_>) =
-        held.into_iter().partition(|asked| update.interactions.contains(&asked.interaction));
-    let half = most.div_ceil(2).max(most.saturating_sub(others.len()));
-    wanted.into_iter().take(half).chain(others).take(most).cloned().collect()
+    let (wanted, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|asked| {
+        update.interactions.is_empty() || update.interactions.contains(&asked.interaction)
+    });
+    let for_others = if others.is_empty() || wanted.is_empty() { most } else { most / 3 };
+    let for_wanted = if others.is_empty() { most } else { most - most / 3 };
+    let repeated = |list: Vec<&learn::dataset::Asked>, count: usize| {
+        list.into_iter().cycle().take(count).cloned().collect::<Vec<_>>()
+    };
+    let mut prompts = repeated(wanted, for_wanted);
+    prompts.extend(repeated(others, for_others));
+    prompts
 }

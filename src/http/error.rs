@@ -92,6 +92,11 @@ impl ApiError {
             .code("request_too_large")
     }
 
+    pub(super) fn too_slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "the body did not arrive in time")
+            .code("request_timeout")
+    }
+
     pub(super) fn no_key() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "a valid API key is needed")
             .code("invalid_api_key")

@@ -70,9 +70,9 @@ impl MicroBatch {
     /// Packs sequences in order, at most `most` tokens at a time (but at least one sequence).
     pub fn pack(sequences: &[Sequence], most: usize) -> Vec<Self> {
         let mut batches: Vec<Self> = Vec::new();
-        let mut held = most;
+        let mut held = 0;
         for (index, sequence) in sequences.iter().enumerate() {
-            if held + sequence.tokens.len() > most || batches.is_empty() {
+            if batches.is_empty() || held + sequence.tokens.len() > most {
                 held = 0;
                 batches.push(Self {
                     members: Vec::new(),

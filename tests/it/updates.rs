@@ -113,6 +113,8 @@ async fn unhappy_users_of_one_type_raise_its_alarm() {
         let rows = body["signals"].as_array().unwrap();
         rows.iter().map(|row| row["n"].as_u64().unwrap()).sum::<u64>()
     };
+    // Each judged answer is a refusal, a helpfulness and a satisfaction reading of its type and of the whole.
+    running.wait("/v1/alignment", |body| (n(body) >= 112 * 6).then_some(())).await;
     let before = n(&running.get("/v1/alignment").await);
     let running = running.restart().await;
     assert_eq!(n(&running.get("/v1/alignment").await), before);
