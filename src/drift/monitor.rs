@@ -1,148 +1,95 @@
-//! All watched streams, one for each key, under one budget of false alarms.
+//! Streams by key, under one budget of false alarms.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::{Alarm, Config, Error, Kind, Row, State, Stream, Watch};
+use super::{Alarm, Config, Error, Kind, Row, Stream, Watch};
 
-/// The format of [`Saved`]; one that differs is not read.
-const VERSION: u32 = 1;
-
-/// The streams, by key. It has no clock: tags are milliseconds, and the rates that thresholds need come from them.
-///
-/// A stream's threshold is its share of the budget, `days × its readings a day × number of streams`. It is worked
-/// out anew while the stream learns and frozen when its reference is full.
+/// One stream for each key.
 #[derive(Debug, Clone)]
-pub struct Monitor<K: Ord> {
+pub struct Monitor<K> {
     config: Config,
-    saved: Saved<K>,
-}
-
-/// What outlives the process: every stream, each with its reference, its evidence and its newest readings.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Saved<K: Ord> {
-    version: u32,
-    #[serde(serialize_with = "pairs", bound(serialize = "K: Serialize"))]
     streams: BTreeMap<K, Stream>,
 }
 
+/// A monitor as it is kept on disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved<K> {
+    /// Of this form; another one is refused.
+    version: u32,
+    streams: Vec<(K, Stream)>,
+}
+
+const VERSION: u32 = 1;
+const DAY_MS: f64 = 86_400_000.0;
+
 impl<K: Ord + Clone> Monitor<K> {
+    /// # Errors
+    /// A field of the configuration cannot work.
     pub fn new(config: Config) -> Result<Self, Error> {
         config.check()?;
-        Ok(Self { config, saved: Saved { version: VERSION, streams: BTreeMap::new() } })
+        Ok(Self { config, streams: BTreeMap::new() })
     }
 
-    /// Goes on from a saved state. Streams keep the reference that they were begun with until they are reset.
+    /// The monitor as it was saved. Streams keep the reference length and the threshold that they began with.
+    ///
+    /// # Errors
+    /// The state is of another version, or the configuration cannot work.
     pub fn restore(config: Config, saved: Saved<K>) -> Result<Self, Error> {
         config.check()?;
-        Ok(Self { config, saved })
+        if saved.version != VERSION {
+            return Err(Error::State("is of a version that this program does not know"));
+        }
+        Ok(Self { config, streams: saved.streams.into_iter().collect() })
     }
 
-    /// What to save.
-    pub fn saved(&self) -> &Saved<K> {
-        &self.saved
+    pub fn save(&self) -> Saved<K> {
+        let streams = self.streams.iter().map(|(key, stream)| (key.clone(), stream.clone())).collect();
+        Saved { version: VERSION, streams }
     }
 
-    /// Takes one reading of the stream `key`, which it begins, with readings of `kind`, if it is new.
-    /// `tag` is the reading's time in milliseconds.
+    /// Shows a reading to its stream; a new key begins a new stream of `kind`. `tag` is a time in milliseconds: the
+    /// stream's rate, and with it its threshold, is measured while it learns its reference.
+    ///
+    /// # Errors
+    /// It is no reading of the kind, or there are too many streams.
     pub fn observe(&mut self, key: &K, kind: Kind, reading: f64, tag: u64) -> Result<Option<Alarm>, Error> {
         kind.check(reading)?;
-        let streams = self.saved.streams.len();
-        if !self.saved.streams.contains_key(key) {
-            if streams >= self.config.max_streams {
-                return Err(Error::TooManyStreams(streams));
+        if !self.streams.contains_key(key) {
+            if self.streams.len() >= self.config.max_streams {
+                return Err(Error::TooManyStreams(self.streams.len()));
             }
-            self.saved.streams.insert(key.clone(), self.begin(kind)?);
+            self.streams.insert(key.clone(), Stream::new(kind, Watch::Both, self.config.reference));
         }
-        let streams = self.saved.streams.len();
-        let Some(stream) = self.saved.streams.get_mut(key) else { return Ok(None) };
-        let alarm = stream.observe_under(reading, tag, |stream| {
-            let measured = stream.events_per_day();
-            let rate = self.config.events_per_day.or(measured)?;
-            Some(self.config.threshold(rate, streams))
-        })?;
-        Ok(alarm)
+        let count = self.streams.len();
+        let Some(stream) = self.streams.get_mut(key) else { return Ok(None) };
+        let config = &self.config;
+        stream.observe(reading, tag, |span_ms| {
+            let measured = config.reference as f64 / (span_ms.max(1) as f64 / DAY_MS);
+            config.threshold(config.events_per_day.unwrap_or(measured), count)
+        })
     }
 
-    /// The streams as the scorecard shows them, in the order of their keys.
-    pub fn rows(&self) -> impl Iterator<Item = (&K, Row)> {
-        self.saved.streams.iter().map(|(key, stream)| (key, stream.row()))
+    /// Every stream as it stands, in the keys' order.
+    pub fn rows(&self) -> Vec<(K, Row)> {
+        self.streams.iter().map(|(key, stream)| (key.clone(), stream.row())).collect()
     }
 
-    pub fn stream(&self, key: &K) -> Option<&Stream> {
-        self.saved.streams.get(key)
-    }
-
-    pub fn len(&self) -> usize {
-        self.saved.streams.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.saved.streams.is_empty()
-    }
-
-    /// Re-learns the streams whose key is `chosen`, under the present configuration; returns how many.
-    pub fn reset(&mut self, mut chosen: impl FnMut(&K) -> bool) -> usize {
+    /// Lets the streams that fit learn their reference anew; returns how many.
+    pub fn reset(&mut self, mut fits: impl FnMut(&K) -> bool) -> usize {
         let mut count = 0;
-        let (config, streams) = (&self.config, &mut self.saved.streams);
-        for (_, stream) in streams.iter_mut().filter(|(key, _)| chosen(key)) {
-            if let Ok(fresh) = begin(config, stream.kind()) {
-                *stream = fresh;
+        for (key, stream) in &mut self.streams {
+            if fits(key) {
+                stream.reset();
                 count += 1;
             }
         }
         count
     }
 
-    /// Drops the streams whose key is not `kept`.
-    pub fn retain(&mut self, mut kept: impl FnMut(&K) -> bool) {
-        self.saved.streams.retain(|key, _| kept(key));
-    }
-
-    fn begin(&self, kind: Kind) -> Result<Stream, Error> {
-        begin(&self.config, kind)
-    }
-}
-
-fn begin(config: &Config, kind: Kind) -> Result<Stream, Error> {
-    Stream::new(kind, Watch::Both, config.reference, config.minimum_threshold)
-}
-
-impl Stream {
-    /// As [`Stream::observe`], with the threshold set by `threshold` after each reading of the reference.
-    fn observe_under(
-        &mut self,
-        reading: f64,
-        tag: u64,
-        threshold: impl FnOnce(&Self) -> Option<f64>,
-    ) -> Result<Option<Alarm>, Error> {
-        let learning = self.state() == State::Learning;
-        let alarm = self.observe(reading, tag)?;
-        if learning && let Some(threshold) = threshold(self) {
-            self.agree(threshold);
-        }
-        Ok(alarm)
-    }
-}
-
-/// Keys need not be strings, so the map is a list of pairs.
-fn pairs<K: Serialize, S: Serializer>(streams: &BTreeMap<K, Stream>, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_seq(streams)
-}
-
-impl<'de, K: Ord + Deserialize<'de>> Deserialize<'de> for Saved<K> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(rename = "Saved", deny_unknown_fields)]
-        struct Stored<K> {
-            version: u32,
-            streams: Vec<(K, Stream)>,
-        }
-        let Stored { version, streams } = Stored::deserialize(from)?;
-        if version != VERSION {
-            return Err(serde::de::Error::custom(Error::State("is of another version")));
-        }
-        Ok(Self { version, streams: streams.into_iter().collect() })
+    /// Forgets all streams.
+    pub fn clear(&mut self) {
+        self.streams.clear();
     }
 }
