@@ -171,7 +171,7 @@ async fn warm_up(engine: &Engine) {
 
 /// Forgets what is older or more than the configuration allows, every few minutes.
 async fn retain(store: Arc<Store>) {
-    const EVERY: Duration = Duration::from_secs(300);
+    const EVERY: Duration = Duration::from_mins(5);
     loop {
         tokio::time::sleep(EVERY).await;
         let store = Arc::clone(&store);

@@ -71,7 +71,7 @@ const FRESH: usize = 36;
 /// Tokens of an answer at most.
 const ANSWER: usize = 28;
 /// The whole update must end within this.
-const UPDATE: Duration = Duration::from_secs(20 * 60);
+const UPDATE: Duration = Duration::from_mins(20);
 
 /// The configuration of the demo: the defaults, but for what has to go quicker than in production.
 fn config(options: &Options, data: &Path) -> Config {
@@ -135,7 +135,7 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     ));
 
     screen.title("1 · ordinary traffic: the baselines are learned");
-    let mut bar = screen.bar("traffic", (REFERENCE + TOGETHER) as u64);
+    let mut bar = Screen::bar("traffic", (REFERENCE + TOGETHER) as u64);
     for _ in 0..(REFERENCE + TOGETHER).div_ceil(TOGETHER) {
         client.serve(&users.rounds(TOGETHER), false).await?;
         bar.inc(TOGETHER as u64);
@@ -158,7 +158,7 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     }
 
     screen.title("3 · feedback for the update");
-    bar = screen.bar("feedback", JUDGED as u64);
+    bar = Screen::bar("feedback", JUDGED as u64);
     while client.updates().await?.is_empty() {
         let mut asked: Vec<Asked> = (0..24).map(|_| users.changing()).collect();
         asked.extend(users.rounds(2));
@@ -188,7 +188,7 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
 
 /// Traffic goes on until an alarm about satisfaction or helpfulness of one type.
 async fn until_alarm(client: &Client, users: &mut Users, screen: &Screen) -> Result<Value, Error> {
-    let bar = screen.bar("traffic", ROUNDS_TO_ALARM as u64);
+    let bar = Screen::bar("traffic", ROUNDS_TO_ALARM as u64);
     for _ in 0..ROUNDS_TO_ALARM / TOGETHER {
         client.serve(&users.rounds(TOGETHER), true).await?;
         bar.inc(TOGETHER as u64);
@@ -204,7 +204,7 @@ async fn until_alarm(client: &Client, users: &mut Users, screen: &Screen) -> Res
 
 /// Watches the update while a little traffic goes on.
 async fn until_ended(client: &Client, users: &mut Users, screen: &Screen) -> Result<Value, Error> {
-    let bar = screen.bar("update", 100);
+    let bar = Screen::bar("update", 100);
     let since = Instant::now();
     let mut shown = Value::Null;
     let mut served = 0;

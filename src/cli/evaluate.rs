@@ -86,6 +86,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call, to keep `run` short")]
 fn judge(
     result: &mut Map<String, Value>,
     reward: &crate::learn::RewardModel,

@@ -10,11 +10,14 @@ use serde_json::{Map, Value};
 
 use super::Error;
 
-/// All objects of a file, with their line numbers.
+/// An object with the number of its line.
+pub(crate) type Line = (usize, Map<String, Value>);
+
+/// All objects of a file.
 ///
 /// # Errors
 /// The file cannot be read, or a line is no JSON object; the message has its number.
-pub(crate) fn read(path: &str) -> Result<Vec<(usize, Map<String, Value>)>, Error> {
+pub(crate) fn read(path: &str) -> Result<Vec<Line>, Error> {
     let reader: Box<dyn BufRead> = if path == "-" {
         Box::new(io::stdin().lock())
     } else {

@@ -16,7 +16,10 @@ use crate::config::Config;
 use crate::learn::{Measures, Ppo, RewardModel, Sequence, Watch, ppo, preference, reward::Example};
 use crate::policy::{self, Adapter, Engine, Model, Served};
 
-use super::{Error, generate, jsonl};
+use super::{
+    Error, generate,
+    jsonl::{self, Line},
+};
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
@@ -45,8 +48,6 @@ enum Recipe {
     Dpo,
     Ppo,
 }
-
-type Line = (usize, Map<String, Value>);
 
 pub(super) fn run(args: &Args, config: Config) -> Result<(), Error> {
     let lines = jsonl::read(&args.data)?;

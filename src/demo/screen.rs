@@ -45,7 +45,7 @@ impl Screen {
         let _closed = io::stdout().write_all(line.as_bytes());
     }
 
-    pub(super) fn bar(&self, what: &str, length: u64) -> ProgressBar {
+    pub(super) fn bar(what: &str, length: u64) -> ProgressBar {
         let bar = ProgressBar::new(length);
         if let Ok(style) = ProgressStyle::with_template("{msg:10} {bar:40} {pos}/{len} {elapsed}") {
             bar.set_style(style);

@@ -164,7 +164,6 @@ impl Call {
         };
         let (send, receive) = mpsc::channel::<std::result::Result<Bytes, Infallible>>(64);
         // It lives as long as the response's body, which the server drains on its way out.
-        #[expect(clippy::disallowed_methods, reason = "the response's body waits for this task")]
         let _task = tokio::spawn(async move {
             if self.send_stream(events, &send).await.is_none() {
                 let metrics = &self.state.metrics;

@@ -158,8 +158,8 @@ fn single(kind: &str, fields: &mut Fields) -> Result<Judgement> {
             Judgement::Behaviour { behaviour: named(fields, "copied, regenerated, edited, abandoned")? }
         }
         _ => {
-            let kinds = "must be one of thumbs, rating, comparison, demonstration, flag, behaviour";
-            return fields.wrong("kind", kinds);
+            return fields
+                .wrong("kind", "must be one of thumbs, rating, comparison, demonstration, flag, behaviour");
         }
     })
 }

@@ -62,6 +62,7 @@ pub(super) struct Served<'a> {
 impl Metrics {
     /// # Errors
     /// A name is taken in `registry`.
+    #[expect(clippy::too_many_lines, reason = "a table of names")]
     pub fn register(registry: &Prometheus) -> Result<Self, prometheus::Error> {
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let counter = IntCounterVec::new(Opts::new(name, help), labels)?;

@@ -125,6 +125,7 @@ type Pass<'a> =
     &'a dyn Fn(&Arc<Adapter>, &[usize], &mut AdapterGradient) -> Result<Vec<(&'static str, f64)>, Error>;
 
 /// Epochs over shuffled examples, a step of AdamW after each batch.
+#[expect(clippy::too_many_arguments, reason = "what SFT and DPO have in common, called twice")]
 fn descend(
     stage: &str,
     mut adapter: Arc<Adapter>,

@@ -79,7 +79,6 @@ pub(crate) fn attend(q: &Tensor, spans: &[Span], pasts: &[Past<'_>], heads: Head
 }
 
 /// `softmax(q · K / √dim)` over as many places as `weights` is long.
-#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
 #[inline(always)]
 fn attention_weights(q: &[f32], keys: &[f32], column: usize, heads: Heads, weights: &mut [f32]) {
     let mut most = f32::NEG_INFINITY;
@@ -166,7 +165,6 @@ struct Gradients {
 }
 
 impl Inputs<'_> {
-    #[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
     #[inline(always)]
     fn gradients(&self, span: Span, head: usize, heads: Heads) -> Gradients {
         let (dim, key_columns, columns) = (heads.dim, heads.key_columns(), heads.queries * heads.dim);

@@ -103,7 +103,7 @@ fn unpack(wheel: &Path, staging: &Path) -> Result<PathBuf, Error> {
 fn sha256_of(path: &Path) -> Result<String, Error> {
     let mut hasher = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hasher)?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
 }
 
 fn from_hub() -> Result<PathBuf, Error> {

@@ -95,7 +95,6 @@ fn softmax_rows(logits: &Tensor, targets: &[u32], out: &mut TokenLogprobs) -> Re
 }
 
 /// Fills `probabilities`; returns the log-sum-exp and the entropy.
-#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
 #[inline(always)]
 fn softmax(logits: &[f32], probabilities: &mut [f32]) -> [f32; 2] {
     let mut most = [f32::NEG_INFINITY; 32];

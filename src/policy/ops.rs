@@ -50,7 +50,6 @@ pub(crate) fn for_each_row(out: &mut [f32], columns: usize, fill: impl Fn(usize,
 }
 
 /// `Σ aᵢ bᵢ`, in 32 partial sums so that it vectorises.
-#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 32];
@@ -65,7 +64,6 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// `out += scale · x`.
-#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
 #[inline(always)]
 pub(crate) fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
     for (out, x) in out.iter_mut().zip(x) {
@@ -122,7 +120,6 @@ pub(crate) fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, epsilo
     })???
 }
 
-#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     (dot(x, x) / x.len() as f32 + epsilon).sqrt().recip()
@@ -255,7 +252,6 @@ fn by_swiglu_inputs(
     })???
 }
 
-#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
@@ -264,7 +260,6 @@ fn sigmoid(x: f32) -> f32 {
 /// `eˣ` to about 2 units in the last place, without a call, so that the loops around it vectorise.
 ///
 /// Range reduction by powers of two and a polynomial of degree six (the scheme of Cephes' `expf`).
-#[expect(clippy::inline_always, reason = "only inlined code is compiled for pulp's vector width")]
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
