@@ -8,7 +8,14 @@ use figment::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{cycle, drift, gate, http, learn, policy, signals, store};
+use crate::cycle;
+use crate::drift;
+use crate::gate;
+use crate::http;
+use crate::learn;
+use crate::policy;
+use crate::signals;
+use crate::store;
 
 /// One table a module; see `config/gyrostat.toml` for every key.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

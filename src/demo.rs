@@ -149,7 +149,7 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     screen.say(&format!(
         "satisfaction with {CHANGING} on {FRESH} answers to fresh prompts: {before:.2} (measured aside)"
     ));
-    let alarm = until_alarm(&client, &mut users, screen).await?;
+    let alarm = until_alarm(&client, &mut users).await?;
     screen.alarm(&alarm);
     screen.scorecard(&client.alignment().await?);
     let named = alarm["interaction"].as_str().unwrap_or("all traffic");
@@ -187,7 +187,7 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
 }
 
 /// Traffic goes on until an alarm about satisfaction or helpfulness of one type.
-async fn until_alarm(client: &Client, users: &mut Users, screen: &Screen) -> Result<Value, Error> {
+async fn until_alarm(client: &Client, users: &mut Users) -> Result<Value, Error> {
     let bar = Screen::bar("traffic", ROUNDS_TO_ALARM as u64);
     for _ in 0..ROUNDS_TO_ALARM / TOGETHER {
         client.serve(&users.rounds(TOGETHER), true).await?;

@@ -8,9 +8,12 @@ mod loop_routes;
 mod metrics;
 mod ops;
 mod shape;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -19,8 +22,8 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{Request, State as Extract},
-    http::{HeaderValue, header},
+    extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State as Extract},
+    http::{HeaderValue, header, request},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
@@ -65,11 +68,18 @@ impl Default for Config {
 }
 
 /// A bearer token and what it opens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     pub key: String,
     pub scopes: Vec<Scope>,
+}
+
+/// Without the key, which is secret.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").field("scopes", &self.scopes).finish_non_exhaustive()
+    }
 }
 
 /// What a key may be for.
@@ -172,6 +182,8 @@ pub fn router(state: State) -> Router {
     router
         .fallback(|| async { ApiError::no_route() })
         .method_not_allowed_fallback(|| async { ApiError::no_method() })
+        // `outer` has bounded the body, by our own limit.
+        .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(state.clone(), outer))
         .with_state(state)
 }
@@ -209,13 +221,25 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
             seen += chunk.len();
             if seen <= limit {
                 kept.extend_from_slice(&chunk);
-            } else if seen > limit + DRAINED {
+            } else if seen > limit.saturating_add(DRAINED) {
                 break;
             }
         }
         if seen <= limit { Ok(Bytes::from(kept)) } else { Err(ApiError::too_large(limit)) }
     };
     tokio::time::timeout(BODY_TIME, reading).await.unwrap_or_else(|_| Err(ApiError::too_slow()))
+}
+
+/// The one parameter of a path; what is no UTF-8 names nothing that there is.
+struct Id(String);
+
+impl FromRequestParts<State> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut request::Parts, state: &State) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(id)| Self(id)).map_err(|_| ApiError::no_route())
+    }
 }
 
 /// Lets a request pass whose key has the route's scope; without any keys, everybody.
@@ -227,19 +251,32 @@ async fn guard(
     if let Some(scope) = scope
         && !state.config.keys.is_empty()
     {
-        let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = bearer.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-        // Every key is compared whole, so that the time taken does not tell which was close.
-        let known = state.config.keys.iter().filter(|key| same(key.key.as_bytes(), token.as_bytes()));
-        let scopes: Vec<Scope> = known.flat_map(|key| key.scopes.clone()).collect();
-        if scopes.is_empty() {
-            return Err(ApiError::no_key());
-        }
-        if !scopes.contains(&scope) {
-            return Err(ApiError::no_scope(scope.as_str()));
-        }
+        let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        admit(&state.config.keys, bearer(header.unwrap_or_default()), scope)?;
     }
     Ok(next.run(request).await)
+}
+
+/// The token of `Authorization: Bearer TOKEN`; empty if there is none. The scheme's case does not matter (RFC 9110).
+fn bearer(header: &str) -> &str {
+    match header.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+        _ => "",
+    }
+}
+
+fn admit(keys: &[Key], token: &str, scope: Scope) -> Result<(), ApiError> {
+    // Every key is compared whole, so that the time taken does not tell which was close.
+    let known = keys.iter().filter(|key| !token.is_empty() && same(key.key.as_bytes(), token.as_bytes()));
+    let mut known = known.peekable();
+    if known.peek().is_none() {
+        return Err(ApiError::no_key());
+    }
+    if known.any(|key| key.scopes.contains(&scope)) {
+        Ok(())
+    } else {
+        Err(ApiError::no_scope(scope.as_str()))
+    }
 }
 
 fn same(a: &[u8], b: &[u8]) -> bool {

@@ -1,29 +1,27 @@
-//! `POST /v1/chat/completions` and `POST /v1/completions`: whole and streamed.
+//! `POST /v1/chat/completions`, `POST /v1/completions`: from the request through the engine into the store.
 
-use std::{convert::Infallible, time::Instant};
+mod stream;
+
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Json,
-    body::{Body, Bytes},
+    body::Bytes,
     extract,
-    http::{HeaderValue, header},
+    http::HeaderValue,
     response::{IntoResponse, Response},
 };
-use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
-use crate::completion::{
-    Completion, CompletionId, FinishReason, InteractionType, Prompt, Timestamp, Version,
-};
+use crate::completion::{Completion, CompletionId, InteractionType, Prompt, Timestamp, Version};
 use crate::policy::{Event, GenerateRequest, Generated, Sampling, TokenLogprob};
 use crate::signals;
 
 use super::{
     State,
     error::ApiError,
-    metrics::Served,
+    metrics::{Metrics, Served},
     shape::Shape,
     wire::{self, Asked},
 };
@@ -38,49 +36,40 @@ pub(super) async fn text(extract::State(state): extract::State<State>, body: Byt
     answer(state, wire::text(&body)?, Shape::Text).await
 }
 
-/// A request on its way through the engine.
-pub(super) struct Call {
-    pub(super) state: State,
-    pub(super) asked: Asked,
-    pub(super) shape: Shape,
-    pub(super) interaction: InteractionType,
-    pub(super) prompt_tokens: usize,
-    /// One a choice; the first is the id of the response.
-    pub(super) ids: Vec<CompletionId>,
-    pub(super) at: Timestamp,
-    started: Instant,
-}
-
-/// One choice while it is generated.
-#[derive(Debug, Clone, Default)]
-struct Choice {
-    text: String,
-    logprobs: Vec<TokenLogprob>,
-}
-
 async fn answer(state: State, asked: Asked, shape: Shape) -> Result<Response> {
     let started = Instant::now();
-    let interaction = interaction(&state, &asked)?;
-    let name = state.engine.model_name().to_owned();
-    if asked.model != "default" && asked.model != name {
+    if asked.model != "default" && asked.model != state.engine.model_name() {
         return Err(ApiError::unknown_model(&asked.model));
     }
-    let prompt = match &asked.prompt {
-        Prompt::Chat(messages) => state.engine.encode_chat(messages)?,
-        Prompt::Text(text) => state.engine.encode_text(text)?,
+    let prompt = encode(&state, &asked.prompt).await?;
+    // A new tag takes one of few places, which only a request that can be answered is worth.
+    let interaction = interaction(&state, &asked)?;
+    let pending = Pending {
+        metrics: Arc::clone(&state.metrics),
+        interaction: interaction.clone(),
+        version: state.engine.served(),
+        choices: asked.n as u64,
     };
-    let ids = (0..asked.n).map(|_| CompletionId::new()).collect();
-    let at = (state.clock)();
-    let call = Call { state, asked, shape, interaction, prompt_tokens: prompt.len(), ids, at, started };
-    let events = call.submit(prompt).inspect_err(|error| {
-        let seconds = call.started.elapsed().as_secs_f64();
-        call.state.metrics.refused(shape.operation(), &name, error.label(), seconds);
-        let served = call.state.engine.served().to_string();
-        call.state.metrics.no_completion(&call.interaction, &served, "rejected");
-    })?;
-    if call.asked.stream { Ok(call.stream(events).await) } else { call.whole(events).await }
+    let mut call = Call {
+        ids: (0..asked.n).map(|_| CompletionId::new()).collect(),
+        at: (state.clock)(),
+        prompt_tokens: prompt.len(),
+        state,
+        asked,
+        shape,
+        interaction,
+        started,
+        pending,
+        total: Total::default(),
+    };
+    match call.submit(&prompt) {
+        Ok(events) if call.asked.stream => Ok(call.stream(events).await),
+        Ok(events) => call.whole(events).await,
+        Err(error) => Err(call.end(error, "rejected")),
+    }
 }
 
+/// The caller's tag, or what the request looks like.
 fn interaction(state: &State, asked: &Asked) -> Result<InteractionType> {
     match asked.metadata.get("interaction") {
         Some(tag) => state
@@ -91,18 +80,97 @@ fn interaction(state: &State, asked: &Asked) -> Result<InteractionType> {
     }
 }
 
+/// Off the runtime: a megabyte of text keeps the tokenizer busy for a while.
+async fn encode(state: &State, prompt: &Prompt) -> Result<Vec<u32>> {
+    let (engine, prompt) = (state.engine.clone(), prompt.clone());
+    let encoded = tokio::task::spawn_blocking(move || match &prompt {
+        Prompt::Chat(messages) => engine.encode_chat(messages),
+        Prompt::Text(text) => engine.encode_text(text),
+    });
+    Ok(encoded.await.map_err(ApiError::internal)??)
+}
+
+/// A request on its way through the engine.
+struct Call {
+    state: State,
+    asked: Asked,
+    shape: Shape,
+    interaction: InteractionType,
+    prompt_tokens: usize,
+    /// One a choice; the first is the id of the response.
+    ids: Vec<CompletionId>,
+    at: Timestamp,
+    started: Instant,
+    pending: Pending,
+    total: Total,
+}
+
+/// Choices that have not ended. Where it is dropped with some left, their client has hung up.
+struct Pending {
+    metrics: Arc<Metrics>,
+    interaction: InteractionType,
+    version: Version,
+    choices: u64,
+}
+
+impl Pending {
+    fn end(&mut self, outcome: &str) {
+        if self.choices > 0 {
+            self.metrics.no_completion(&self.interaction, &self.version.to_string(), outcome, self.choices);
+            self.choices = 0;
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.end("cancelled");
+    }
+}
+
+/// Over the choices that are in the store.
+#[derive(Debug, Clone, Copy, Default)]
+struct Total {
+    tokens: usize,
+    most_tokens: usize,
+    first_token_seconds: Option<f64>,
+}
+
+/// One choice, complete.
+struct Choice {
+    text: String,
+    logprobs: Vec<TokenLogprob>,
+    end: Generated,
+}
+
+/// `None` if it failed.
+async fn complete(mut events: mpsc::Receiver<Event>) -> Option<Choice> {
+    let (mut text, mut logprobs) = (String::new(), Vec::new());
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Started { .. } => {}
+            Event::Text { text: more, logprobs: tokens } => {
+                text.push_str(&more);
+                logprobs.extend(tokens);
+            }
+            Event::Done(end) => return Some(Choice { text, logprobs, end }),
+            Event::Failed(_) => return None,
+        }
+    }
+    None
+}
+
 impl Call {
     /// One sequence a choice; the seeds of further choices follow the first.
-    fn submit(&self, prompt: Vec<u32>) -> Result<Vec<mpsc::Receiver<Event>>> {
+    fn submit(&self, prompt: &[u32]) -> Result<Vec<mpsc::Receiver<Event>>> {
         let asked = &self.asked;
-        let context = self.state.engine.context();
-        let room = context.saturating_sub(prompt.len());
+        let room = self.state.engine.context().saturating_sub(prompt.len());
         let max_tokens = asked.max_tokens.unwrap_or(self.state.config.default_max_tokens.min(room).max(1));
         let seed = asked.seed.unwrap_or_else(|| self.ids[0].0.as_u64_pair().1);
         (0..asked.n)
             .map(|nth| {
                 let request = GenerateRequest {
-                    prompt: prompt.clone(),
+                    prompt: prompt.to_vec(),
                     sampling: Sampling {
                         temperature: asked.temperature,
                         top_p: asked.top_p,
@@ -114,132 +182,35 @@ impl Call {
                     top_logprobs: asked.top_logprobs,
                     pinned: None,
                 };
-                Ok(self.state.engine.submit(request)?)
+                let taken = self.state.engine.submit(request);
+                taken.map_err(|error| ApiError::not_taken(&error, self.shape.prompt_field()))
             })
             .collect()
     }
 
-    /// All choices, then the answer as one object. Every choice is durable before it is sent.
-    async fn whole(self, events: Vec<mpsc::Receiver<Event>>) -> Result<Response> {
-        let mut choices = vec![Choice::default(); events.len()];
-        let mut ends: Vec<Option<Generated>> = vec![None; events.len()];
-        for (nth, mut events) in events.into_iter().enumerate() {
-            while let Some(event) = events.recv().await {
-                match event {
-                    Event::Started { .. } => {}
-                    Event::Text { text, logprobs } => {
-                        choices[nth].text.push_str(&text);
-                        choices[nth].logprobs.extend(logprobs);
-                    }
-                    Event::Done(generated) => ends[nth] = Some(generated),
-                    Event::Failed(_) => return Err(self.failed()),
-                }
-            }
+    /// All choices, then the answer as one object. Every choice is durable before any is sent.
+    async fn whole(mut self, events: Vec<mpsc::Receiver<Event>>) -> Result<Response> {
+        let mut choices = Vec::new();
+        for events in events {
+            let Some(choice) = complete(events).await else {
+                return Err(self.end(ApiError::failed(), "failed"));
+            };
+            choices.push(choice);
         }
+        let version = choices.first().map_or(self.pending.version, |choice| choice.end.version);
         let mut rendered = Vec::new();
-        let mut completion_tokens = 0;
-        let mut version = Version::default();
-        for (nth, (choice, end)) in choices.into_iter().zip(ends).enumerate() {
-            let Some(end) = end else { return Err(self.failed()) };
-            self.record(nth, &choice.text, &end).await?;
-            completion_tokens += end.tokens.len();
-            version = end.version;
-            let logprobs = self.asked.top_logprobs.map(|_| choice.logprobs.as_slice());
-            rendered.push(self.shape.choice(self.ids[nth], nth, &choice.text, logprobs, end.finish_reason));
+        for (nth, Choice { text, logprobs, end }) in choices.into_iter().enumerate() {
+            if let Err(error) = self.record(nth, &text, &end).await {
+                return Err(self.end(error, "failed"));
+            }
+            let logprobs = self.asked.top_logprobs.map(|_| logprobs.as_slice());
+            rendered.push(self.shape.choice(self.ids[nth], nth, &text, logprobs, end.finish_reason));
         }
         let mut body = self.head(self.shape.object());
         body["choices"] = Value::Array(rendered);
-        body["usage"] = self.usage(completion_tokens);
+        body["usage"] = self.usage();
+        self.served();
         Ok(versioned(Json(body).into_response(), version))
-    }
-
-    /// Server-sent events. The task ends, and with it the engine's work, when the client hangs up.
-    async fn stream(self, mut events: Vec<mpsc::Receiver<Event>>) -> Response {
-        // The first event says which version answers, which the header has to say too.
-        let version = match events[0].recv().await {
-            Some(Event::Started { version }) => version,
-            Some(Event::Failed(_) | Event::Text { .. } | Event::Done(_)) | None => {
-                return self.failed().into_response();
-            }
-        };
-        let (send, receive) = mpsc::channel::<std::result::Result<Bytes, Infallible>>(64);
-        // It lives as long as the response's body, which the server drains on its way out.
-        let _task = tokio::spawn(async move {
-            if self.send_stream(events, &send).await.is_none() {
-                let metrics = &self.state.metrics;
-                metrics.no_completion(&self.interaction, &version.to_string(), "cancelled");
-            }
-        });
-        let mut response = Response::new(Body::from_stream(ReceiverStream::new(receive)));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        versioned(response, version)
-    }
-
-    /// `None` once the client is gone.
-    async fn send_stream(&self, events: Vec<mpsc::Receiver<Event>>, send: &Sender) -> Option<()> {
-        let count = events.len();
-        if let Some(delta) = self.shape.opening() {
-            for nth in 0..count {
-                self.send_chunk(send, nth, delta.clone(), None).await?;
-            }
-        }
-        let tagged = events.into_iter().enumerate();
-        let mut merged = stream::select_all(
-            tagged.map(|(nth, events)| ReceiverStream::new(events).map(move |event| (nth, event)).boxed()),
-        );
-        let mut choices = vec![Choice::default(); count];
-        let (mut ended, mut completion_tokens) = (0, 0);
-        while let Some((nth, event)) = merged.next().await {
-            match event {
-                Event::Started { .. } => {}
-                Event::Text { text, logprobs } => {
-                    let shown = self.asked.top_logprobs.map(|_| logprobs.as_slice());
-                    let delta = self.shape.delta(&text, shown, choices[nth].text.chars().count());
-                    choices[nth].text.push_str(&text);
-                    self.send_chunk(send, nth, delta, None).await?;
-                }
-                Event::Done(end) => {
-                    ended += 1;
-                    completion_tokens += end.tokens.len();
-                    if let Err(error) = self.record(nth, &choices[nth].text, &end).await {
-                        return send_line(send, &error.body()).await;
-                    }
-                    self.send_chunk(send, nth, self.shape.closing(), Some(end.finish_reason)).await?;
-                }
-                Event::Failed(_) => return send_line(send, &self.failed().body()).await,
-            }
-        }
-        if ended < count {
-            return send_line(send, &self.failed().body()).await;
-        }
-        if self.asked.include_usage {
-            let mut chunk = self.head(self.shape.chunk_object());
-            chunk["choices"] = json!([]);
-            chunk["usage"] = self.usage(completion_tokens);
-            send_line(send, &chunk).await?;
-        }
-        send.send(Ok(Bytes::from_static(b"data: [DONE]\n\n"))).await.ok()
-    }
-
-    async fn send_chunk(
-        &self,
-        send: &Sender,
-        nth: usize,
-        mut choice: Value,
-        end: Option<FinishReason>,
-    ) -> Option<()> {
-        choice["index"] = json!(nth);
-        choice["finish_reason"] = json!(end.map(FinishReason::as_str));
-        if self.asked.n > 1 {
-            choice["completion_id"] = json!(self.ids[nth]);
-        }
-        let mut chunk = self.head(self.shape.chunk_object());
-        chunk["choices"] = json!([choice]);
-        if self.asked.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        send_line(send, &chunk).await
     }
 
     fn head(&self, object: &str) -> Value {
@@ -251,23 +222,38 @@ impl Call {
         })
     }
 
-    fn usage(&self, completion_tokens: usize) -> Value {
+    fn usage(&self) -> Value {
         json!({
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": self.prompt_tokens + completion_tokens,
+            "completion_tokens": self.total.tokens,
+            "total_tokens": self.prompt_tokens + self.total.tokens,
         })
     }
 
-    fn failed(&self) -> ApiError {
-        let metrics = &self.state.metrics;
-        let served = self.state.engine.served().to_string();
-        metrics.no_completion(&self.interaction, &served, "failed");
-        ApiError::failed()
+    /// Counts what has not ended, as ended badly.
+    fn end(&mut self, error: ApiError, outcome: &str) -> ApiError {
+        self.pending.end(outcome);
+        let (model, seconds) = (self.state.engine.model_name(), self.started.elapsed().as_secs_f64());
+        self.state.metrics.refused(self.shape.operation(), model, error.label(), seconds);
+        error
+    }
+
+    /// Counts the request, all of whose choices have ended well.
+    fn served(&self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.state.metrics.served(Served {
+            operation: self.shape.operation(),
+            model: self.state.engine.model_name(),
+            seconds,
+            first_token_seconds: self.total.first_token_seconds.unwrap_or(seconds),
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.total.tokens,
+            most_tokens: self.total.most_tokens,
+        });
     }
 
     /// Reads the signals of an answer and puts it into the store; returns once it is on disk.
-    async fn record(&self, nth: usize, text: &str, end: &Generated) -> Result<()> {
+    async fn record(&mut self, nth: usize, text: &str, end: &Generated) -> Result<()> {
         let asked = &self.asked;
         let request = asked.prompt.request();
         let completion = Completion {
@@ -283,29 +269,22 @@ impl Call {
             refusal: signals::refusal(request, text),
             risk: asked.risk.unwrap_or_else(|| signals::risk(request)),
             helpfulness: signals::usable(text, end.finish_reason),
-            kl: end.kl,
+            // The store keeps finite numbers only, and an answer is worth more than its measurement.
+            kl: end.kl.filter(|kl| kl.is_finite()),
             seconds: self.started.elapsed().as_secs_f64(),
             user: asked.user.clone(),
             metadata: asked.metadata.clone(),
         };
         self.state.store.append(&completion).await?;
         self.state.metrics.completion(&completion);
-        self.state.metrics.served(Served {
-            operation: self.shape.operation(),
-            model: self.state.engine.model_name(),
-            seconds: completion.seconds,
-            first_token_seconds: end.first_token_seconds,
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: end.tokens.len(),
-        });
+        self.pending.choices = self.pending.choices.saturating_sub(1);
+        let total = &mut self.total;
+        total.tokens += end.tokens.len();
+        total.most_tokens = total.most_tokens.max(end.tokens.len());
+        let first = total.first_token_seconds.unwrap_or(end.first_token_seconds);
+        total.first_token_seconds = Some(first.min(end.first_token_seconds));
         Ok(())
     }
-}
-
-type Sender = mpsc::Sender<std::result::Result<Bytes, Infallible>>;
-
-async fn send_line(send: &Sender, value: &Value) -> Option<()> {
-    send.send(Ok(Bytes::from(format!("data: {value}\n\n")))).await.ok()
 }
 
 fn versioned(mut response: Response, version: Version) -> Response {

@@ -47,13 +47,14 @@ impl ApiError {
 
     /// A parameter has the wrong type or value, or is not supported.
     pub(super) fn parameter(param: &str, why: impl std::fmt::Display) -> Self {
+        let param = shown(param);
         Self::new(StatusCode::BAD_REQUEST, INVALID, format!("`{param}` {why}"))
             .param(param)
             .code("invalid_value")
     }
 
     /// A well-formed statement that makes no sense.
-    pub(super) fn unprocessable(param: &str, why: impl std::fmt::Display) -> Self {
+    fn unprocessable(param: &str, why: impl std::fmt::Display) -> Self {
         Self { status: StatusCode::UNPROCESSABLE_ENTITY, ..Self::parameter(param, why) }
     }
 
@@ -68,14 +69,13 @@ impl ApiError {
     }
 
     pub(super) fn unknown_model(model: &str) -> Self {
-        let message = format!("the model {model:?} does not exist");
+        let message = format!("the model {:?} does not exist", shown(model));
         Self::new(StatusCode::NOT_FOUND, INVALID, message).param("model").code("model_not_found")
     }
 
     pub(super) fn not_found(param: &str, what: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::NOT_FOUND, INVALID, format!("there is no {what}"))
-            .param(param)
-            .code("not_found")
+        let message = shown(&format!("there is no {what}"));
+        Self::new(StatusCode::NOT_FOUND, INVALID, message).param(param).code("not_found")
     }
 
     pub(super) fn no_route() -> Self {
@@ -121,8 +121,31 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
     }
 
+    fn full() -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", "the disk is full").code("storage_full")
+    }
+
     fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, INVALID, message).code("conflict")
+    }
+
+    /// The engine does not take a request, whose words stand in the field `prompt`.
+    pub(super) fn not_taken(error: &SubmitError, prompt: &str) -> Self {
+        match error {
+            SubmitError::QueueFull { .. } => {
+                let full = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", error.to_string());
+                Self { retry_after_seconds: Some(1), ..full.code("rate_limit_exceeded") }
+            }
+            SubmitError::Stopped => Self::unavailable(error.to_string()),
+            SubmitError::TooLong { .. } => Self::new(StatusCode::BAD_REQUEST, INVALID, error.to_string())
+                .param(prompt)
+                .code("context_length_exceeded"),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// The body alone, for a stream that has begun.
@@ -142,28 +165,25 @@ impl ApiError {
 
 const INVALID: &str = "invalid_request_error";
 
+/// What a client wrote, as far as an error repeats it.
+fn shown(text: &str) -> String {
+    const MOST: usize = 200;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response
-    }
-}
-
-impl From<SubmitError> for ApiError {
-    fn from(error: SubmitError) -> Self {
-        match error {
-            SubmitError::QueueFull { .. } => {
-                let full = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", error.to_string());
-                Self { retry_after_seconds: Some(1), ..full.code("rate_limit_exceeded") }
-            }
-            SubmitError::Stopped => Self::unavailable(error.to_string()),
-            SubmitError::TooLong { .. } => Self::new(StatusCode::BAD_REQUEST, INVALID, error.to_string())
-                .param("messages")
-                .code("context_length_exceeded"),
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response
     }
 }
 
@@ -187,10 +207,7 @@ impl From<store::Error> for ApiError {
             store::Error::DifferentPrompts { .. } => {
                 Self::unprocessable("rejected", "must answer the same prompt as `chosen`")
             }
-            store::Error::Full { .. } => {
-                Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", "the disk is full")
-                    .code("storage_full")
-            }
+            store::Error::Full { .. } => Self::full(),
             store::Error::Busy { .. } | store::Error::Stopped => Self::unavailable(error.to_string()),
             error => Self::internal(error),
         }
@@ -206,6 +223,7 @@ impl From<registry::Error> for ApiError {
             registry::Error::Corrupt { .. } | registry::Error::Rejected(_) | registry::Error::Load { .. } => {
                 Self::conflict(error.to_string())
             }
+            registry::Error::Full => Self::full(),
             error => Self::internal(error),
         }
     }
@@ -227,5 +245,74 @@ impl From<StartError> for ApiError {
             StartError::UnknownRecipe { .. } => Self::parameter("recipe", "must be one of ppo, dpo, sft"),
             StartError::Cycle(error) => error.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use crate::completion::{CompletionId, Version};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(error: &ApiError, status: u16, kind: &str, code: Option<&str>) {
+        assert_eq!(error.status.as_u16(), status, "{error:?}");
+        let body = error.body();
+        assert_eq!(body["error"]["type"], kind, "{body}");
+        assert_eq!(body["error"]["code"].as_str(), code, "{body}");
+        assert!(!body["error"]["message"].as_str().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_engine_refuses() {
+        let full = ApiError::not_taken(&SubmitError::QueueFull { limit: 4 }, "messages");
+        check(&full, 429, "rate_limit_error", Some("rate_limit_exceeded"));
+        assert_eq!(full.into_response().headers()[header::RETRY_AFTER], "1");
+        check(&ApiError::not_taken(&SubmitError::Stopped, "messages"), 503, "server_error", None);
+        let long = SubmitError::TooLong { prompt: 9, max_tokens: 9, context: 10 };
+        let long = ApiError::not_taken(&long, "prompt");
+        check(&long, 400, INVALID, Some("context_length_exceeded"));
+        assert_eq!(long.body()["error"]["param"], "prompt");
+    }
+
+    #[test]
+    fn the_store_refuses() {
+        let from = |error: store::Error| ApiError::from(error);
+        check(
+            &from(store::Error::Full { path: PathBuf::new(), free: 0 }),
+            507,
+            "server_error",
+            Some("storage_full"),
+        );
+        check(&from(store::Error::Busy { limit: 1 }), 503, "server_error", None);
+        check(&from(store::Error::Stopped), 503, "server_error", None);
+        let id = CompletionId::new();
+        check(&from(store::Error::UnknownCompletion { id }), 404, INVALID, Some("not_found"));
+        let different = store::Error::DifferentPrompts { chosen: id, rejected: id };
+        check(&from(different), 422, INVALID, Some("invalid_value"));
+        // What is wrong with the disk is for the log, not for clients.
+        let corrupt = from(store::Error::Corrupt("page 7".to_owned()));
+        check(&corrupt, 500, "server_error", None);
+        assert!(!corrupt.body().to_string().contains("page 7"));
+    }
+
+    #[test]
+    fn the_registry_refuses() {
+        let from = |error: registry::Error| ApiError::from(error);
+        check(&from(registry::Error::UnknownVersion(Version(9))), 404, INVALID, Some("not_found"));
+        check(&from(registry::Error::Rejected(Version(2))), 409, INVALID, Some("conflict"));
+        check(&from(registry::Error::Full), 507, "server_error", Some("storage_full"));
+        let file = "adapter_model.safetensors".to_owned();
+        let corrupt = registry::Error::Corrupt { version: Version(2), file, problem: "has another checksum" };
+        check(&from(corrupt), 409, INVALID, Some("conflict"));
+    }
+
+    #[test]
+    fn what_a_client_wrote_is_repeated_in_part() {
+        let error = ApiError::parameter(&"é".repeat(5000), "is not supported");
+        assert_eq!(error.body()["error"]["param"].as_str().unwrap().chars().count(), 201);
+        assert!(ApiError::unknown_model(&"m".repeat(5000)).body().to_string().len() < 500);
     }
 }

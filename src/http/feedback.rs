@@ -1,91 +1,55 @@
 //! `POST /v1/feedback`, and the shapes in which other tools' clients send the same.
 
+mod alias;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     body::Bytes,
-    extract::{Path, State as Extract},
+    extract::State as Extract,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
-use crate::completion::{
-    CompletionId, Feedback, FeedbackId, Judgement, Message, Prompt, Role, Source, Timestamp,
-};
+use crate::completion::{CompletionId, Feedback, FeedbackId, Judgement, Message, Prompt, Source, Timestamp};
 use crate::signals;
 use crate::store::Attached;
 
-use super::{State, error::ApiError, fields::Fields};
+use super::{Id, State, error::ApiError, fields::Fields, wire};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
 pub(super) async fn post(Extract(state): Extract<State>, body: Bytes) -> Result<Response> {
-    let feedback = read(&body, (state.clock)())?;
+    let feedback = read(&body, (state.clock)(), judged)?;
     let (status, id) = attach(&state, feedback).await?;
     Ok((status, Json(json!({ "id": id }))).into_response())
 }
 
-/// TensorZero's `POST /feedback`: `{"metric_name", "inference_id", "value"}`.
-pub(super) async fn tensorzero(Extract(state): Extract<State>, body: Bytes) -> Result<Response> {
-    let mut fields = Fields::parse(&body)?;
-    let metric = fields.required_text("metric_name")?;
-    let completion = completion_id(&fields.required_text("inference_id")?, "inference_id")?;
-    let judgement = match (metric.as_str(), fields.take("value")) {
-        ("demonstration", Some(Value::String(answer))) => Judgement::Demonstration { answer },
-        (_, Some(Value::Bool(up))) => Judgement::Thumbs { up },
-        (_, Some(Value::Number(score))) => rating("value", score.as_f64())?,
-        _ => {
-            return Err(ApiError::unprocessable(
-                "value",
-                "must be a boolean, a number from 0 to 1, or a demonstration",
-            ));
-        }
-    };
-    let mut feedback = blank(judgement, Some(completion), (state.clock)());
-    feedback.tags = fields.tags("tags")?;
-    feedback.tags.insert("metric_name".to_owned(), metric);
+/// TensorZero's `POST /feedback`: `{"metric_name", "inference_id", "value", "tags"?}`.
+pub(super) async fn tensorzero(Extract(state): Extract<State>, body: Bytes) -> Result<Json<Value>> {
+    let feedback = read(&body, (state.clock)(), alias::tensorzero)?;
     let (_, id) = attach(&state, feedback).await?;
-    Ok(Json(json!({ "feedback_id": id })).into_response())
+    Ok(Json(json!({ "feedback_id": id })))
 }
 
-/// Langfuse's `POST /api/public/scores`: `{"traceId" | "observationId", "name", "value", "dataType"}`.
-pub(super) async fn langfuse(Extract(state): Extract<State>, body: Bytes) -> Result<Response> {
-    let mut fields = Fields::parse(&body)?;
-    let name = fields.required_text("name")?;
-    let observation = fields.text("observationId")?;
-    let trace = fields.text("traceId")?;
-    let Some(id) = observation.or(trace) else {
-        return Err(ApiError::unprocessable("traceId", "or `observationId` must name the completion"));
-    };
-    let kind = fields.text("dataType")?;
-    let value = fields.number("value", f64::MIN, f64::MAX)?;
-    let judgement = match (kind.as_deref(), value) {
-        (Some("BOOLEAN"), Some(bit)) if bit == 0.0 || bit == 1.0 => Judgement::Thumbs { up: bit == 1.0 },
-        (None | Some("NUMERIC"), score) => rating("value", score)?,
-        _ => return Err(ApiError::unprocessable("dataType", "must be NUMERIC, or BOOLEAN with 0 or 1")),
-    };
-    let mut feedback = blank(judgement, Some(completion_id(&id, "traceId")?), (state.clock)());
-    feedback.comment = fields.short_text("comment", LONG)?;
-    feedback.idempotency_key = fields.short_text("id", 256)?;
-    feedback.tags.insert("name".to_owned(), name);
+/// Langfuse's `POST /api/public/scores`: `{"traceId" | "observationId", "name", "value", "dataType"?}`.
+pub(super) async fn langfuse(Extract(state): Extract<State>, body: Bytes) -> Result<Json<Value>> {
+    let feedback = read(&body, (state.clock)(), alias::langfuse)?;
+    // A score is known by the id that its sender gave it.
+    let given = feedback.idempotency_key.clone();
     let (_, id) = attach(&state, feedback).await?;
-    Ok(Json(json!({ "id": id })).into_response())
+    Ok(Json(json!({ "id": given.unwrap_or_else(|| id.to_string()) })))
 }
 
 /// Helicone's `POST /v1/request/{id}/feedback`: `{"rating": true}`.
-pub(super) async fn helicone(
-    Extract(state): Extract<State>,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Result<Response> {
-    let mut fields = Fields::parse(&body)?;
-    let Some(Value::Bool(up)) = fields.take("rating") else {
-        return Err(ApiError::unprocessable("rating", "must be true or false"));
-    };
-    fields.finish()?;
-    let completion = completion_id(&id, "id")?;
-    let (_, id) = attach(&state, blank(Judgement::Thumbs { up }, Some(completion), (state.clock)())).await?;
-    Ok(Json(json!({ "id": id })).into_response())
+pub(super) async fn helicone(Extract(state): Extract<State>, Id(id): Id, body: Bytes) -> Result<Json<Value>> {
+    let rating = |fields, now| alias::helicone(fields, &id, now);
+    let (_, id) = attach(&state, read(&body, (state.clock)(), rating)?).await?;
+    Ok(Json(json!({ "id": id })))
 }
 
 /// Puts it on disk, then counts it.
@@ -95,8 +59,9 @@ async fn attach(state: &State, feedback: Feedback) -> Result<(StatusCode, Feedba
         Attached::Stored => {
             state.metrics.feedback(&feedback);
             let value = signals::satisfaction(&feedback.judgement);
+            // It is kept by now: a reading that cannot be shown is no reason to say otherwise.
             if let (Some(value), Some(id)) = (value, feedback.completion)
-                && let Some(completion) = state.store.completion(id)?
+                && let Ok(Some(completion)) = state.store.completion(id)
             {
                 state.metrics.satisfaction(&completion, value);
             }
@@ -108,25 +73,27 @@ async fn attach(state: &State, feedback: Feedback) -> Result<(StatusCode, Feedba
 const LONG: usize = 20_000;
 
 /// Reads a judgement. What is no JSON object is a 400; everything else that is wrong with it a 422.
-fn read(body: &[u8], now: Timestamp) -> Result<Feedback> {
-    let fields = Fields::parse(body)?;
-    judged(fields, now).map_err(ApiError::into_unprocessable)
+fn read(
+    body: &[u8],
+    now: Timestamp,
+    judged: impl FnOnce(Fields, Timestamp) -> Result<Feedback>,
+) -> Result<Feedback> {
+    judged(Fields::parse(body)?, now).map_err(ApiError::into_unprocessable)
 }
 
 fn judged(mut fields: Fields, now: Timestamp) -> Result<Feedback> {
     let kind = fields.required_text("kind")?;
-    let (judgement, completion) = match kind.as_str() {
-        "comparison" => comparison(&mut fields)?,
-        _ => {
-            let judgement = single(&kind, &mut fields)?;
-            let id = fields.required_text("completion_id")?;
-            (judgement, Some(completion_id(&id, "completion_id")?))
-        }
+    let (judgement, completion) = if kind == "comparison" {
+        comparison(&mut fields)?
+    } else {
+        let judgement = single(&kind, &mut fields)?;
+        let id = fields.required_text("completion_id")?;
+        (judgement, Some(completion_id(&id, "completion_id")?))
     };
     let mut feedback = blank(judgement, completion, now);
-    feedback.rater = fields.short_text("rater", 256)?;
+    feedback.rater = fields.name("rater", 256)?;
     feedback.comment = fields.short_text("comment", LONG)?;
-    feedback.idempotency_key = fields.short_text("idempotency_key", 256)?;
+    feedback.idempotency_key = fields.name("idempotency_key", 256)?;
     feedback.tags = fields.tags("tags")?;
     feedback.source = match fields.text("source")?.as_deref() {
         None | Some("human") => Source::Human,
@@ -149,17 +116,14 @@ fn single(kind: &str, fields: &mut Fields) -> Result<Judgement> {
             Some(stars) => Judgement::Rating { stars: stars as u8 },
             None => return fields.wrong("value", "is required"),
         },
-        "demonstration" => match fields.short_text("value", LONG)? {
-            Some(answer) if !answer.trim().is_empty() => Judgement::Demonstration { answer },
-            _ => return fields.wrong("value", "must be the better answer"),
-        },
+        "demonstration" => Judgement::Demonstration { answer: answer(fields, "value")? },
         "flag" => Judgement::Flag { flag: named(fields, "wrongful_refusal, harmful, incorrect, other")? },
         "behaviour" => {
             Judgement::Behaviour { behaviour: named(fields, "copied, regenerated, edited, abandoned")? }
         }
         _ => {
-            return fields
-                .wrong("kind", "must be one of thumbs, rating, comparison, demonstration, flag, behaviour");
+            let kinds = "must be one of thumbs, rating, comparison, demonstration, flag, behaviour";
+            return fields.wrong("kind", kinds);
         }
     })
 }
@@ -172,32 +136,35 @@ fn named<T: serde::de::DeserializeOwned>(fields: &mut Fields, names: &str) -> Re
 
 /// Two logged answers by their ids, or two texts with their prompt.
 fn comparison(fields: &mut Fields) -> Result<(Judgement, Option<CompletionId>)> {
-    let (chosen, rejected) = (fields.required_text("chosen")?, fields.required_text("rejected")?);
+    let (chosen, rejected) = (answer(fields, "chosen")?, answer(fields, "rejected")?);
     if chosen == rejected {
         return fields.wrong("rejected", "must differ from `chosen`");
     }
     let prompt = match fields.take("prompt") {
-        None => {
-            let (chosen, rejected) =
-                (completion_id(&chosen, "chosen")?, completion_id(&rejected, "rejected")?);
-            return Ok((Judgement::Comparison { chosen, rejected }, Some(chosen)));
-        }
-        Some(Value::String(text)) => Prompt::Chat(vec![Message { role: Role::User, content: text }]),
-        Some(messages) => match serde_json::from_value::<Vec<Message>>(messages) {
-            Ok(messages) if !messages.is_empty() => Prompt::Chat(messages),
-            _ => return fields.wrong("prompt", "must be a string or a list of messages"),
-        },
+        None => return logged(fields, &chosen, &rejected),
+        Some(Value::String(text)) if !text.is_empty() => Prompt::Chat(vec![Message::user(text)]),
+        Some(Value::Array(list)) => Prompt::Chat(wire::messages(list, "prompt")?),
+        Some(_) => return fields.wrong("prompt", "must be a text or a list of messages"),
     };
     Ok((Judgement::TextComparison { prompt, chosen, rejected }, None))
 }
 
-/// A score from 0 to 1 as the nearest number of stars.
-fn rating(param: &str, score: Option<f64>) -> Result<Judgement> {
-    match score {
-        Some(score) if (0.0..=1.0).contains(&score) => {
-            Ok(Judgement::Rating { stars: (1.0 + 4.0 * score).round() as u8 })
-        }
-        _ => Err(ApiError::unprocessable(param, "must be a number from 0 to 1")),
+/// Two logged answers. `completion_id` may repeat one of them, for clients that always send it.
+fn logged(fields: &mut Fields, chosen: &str, rejected: &str) -> Result<(Judgement, Option<CompletionId>)> {
+    let (chosen, rejected) = (completion_id(chosen, "chosen")?, completion_id(rejected, "rejected")?);
+    let repeated = fields.text("completion_id")?.map(|id| completion_id(&id, "completion_id")).transpose()?;
+    if repeated.is_some_and(|id| id != chosen && id != rejected) {
+        return fields.wrong("completion_id", "must be `chosen` or `rejected`, or absent");
+    }
+    Ok((Judgement::Comparison { chosen, rejected }, Some(chosen)))
+}
+
+/// The text of an answer, or its id.
+fn answer(fields: &mut Fields, field: &str) -> Result<String> {
+    match fields.short_text(field, LONG)? {
+        Some(answer) if !answer.trim().is_empty() => Ok(answer),
+        Some(_) => fields.wrong(field, "must not be empty"),
+        None => fields.wrong(field, "is required"),
     }
 }
 
@@ -216,48 +183,6 @@ fn blank(judgement: Judgement, completion: Option<CompletionId>, at: Timestamp) 
         source: Source::default(),
         comment: None,
         idempotency_key: None,
-        tags: std::collections::BTreeMap::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::completion::{Behaviour, Flag};
-
-    use super::*;
-
-    const ID: &str = "0190a0b0-0000-7000-8000-000000000001";
-
-    #[track_caller]
-    fn check(body: &str, expected: &Judgement) {
-        let body = body.replace("ID", ID);
-        assert_eq!(read(body.as_bytes(), Timestamp(5)).unwrap().judgement, *expected);
-    }
-
-    #[track_caller]
-    fn check_refused(body: &str, param: &str) {
-        let error = read(body.replace("ID", ID).as_bytes(), Timestamp(5)).unwrap_err();
-        assert_eq!(error.body()["error"]["param"], param, "{body}");
-    }
-
-    #[test]
-    fn every_kind_is_read() {
-        let thumbs = r#"{"kind":"thumbs","value":"up","completion_id":"ID"}"#;
-        check(thumbs, &Judgement::Thumbs { up: true });
-        let flag = r#"{"kind":"flag","value":"wrongful_refusal","completion_id":"ID"}"#;
-        check(flag, &Judgement::Flag { flag: Flag::WrongfulRefusal });
-        let behaviour = r#"{"kind":"behaviour","value":"copied","completion_id":"ID"}"#;
-        check(behaviour, &Judgement::Behaviour { behaviour: Behaviour::Copied });
-        check(r#"{"kind":"rating","value":4,"completion_id":"ID"}"#, &Judgement::Rating { stars: 4 });
-    }
-
-    #[test]
-    fn the_field_at_fault_is_named() {
-        check_refused(r#"{"kind":"thumbs","value":"sideways","completion_id":"ID"}"#, "value");
-        check_refused(r#"{"kind":"rating","value":9,"completion_id":"ID"}"#, "value");
-        check_refused(r#"{"kind":"praise","value":"x","completion_id":"ID"}"#, "kind");
-        check_refused(r#"{"kind":"thumbs","value":"up"}"#, "completion_id");
-        check_refused(r#"{"kind":"thumbs","value":"up","completion_id":"ID","colour":1}"#, "colour");
-        check_refused(r#"{"kind":"comparison","chosen":"ID","rejected":"ID"}"#, "rejected");
+        tags: BTreeMap::new(),
     }
 }

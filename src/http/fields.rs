@@ -19,7 +19,9 @@ type Result<T> = std::result::Result<T, ApiError>;
 impl Fields {
     /// Parses a body.
     pub(super) fn parse(body: &[u8]) -> Result<Self> {
-        let value = serde_json::from_slice(body).map_err(ApiError::not_json)?;
+        let value = serde_json::from_slice(body)
+            .or_else(|fault| serde_json::from_slice(&finite(body)).map_err(|_| fault))
+            .map_err(ApiError::not_json)?;
         match value {
             Value::Object(object) => Ok(Self { object, prefix: String::new() }),
             _ => Err(ApiError::not_json("it is another kind of value")),
@@ -120,6 +122,15 @@ impl Fields {
         }
     }
 
+    /// A text of 1 to `most` characters that something is known by.
+    pub(super) fn name(&mut self, field: &str, most: usize) -> Result<Option<String>> {
+        let name = self.short_text(field, most)?;
+        if name.as_ref().is_some_and(String::is_empty) {
+            return self.wrong(field, "must not be empty");
+        }
+        Ok(name)
+    }
+
     /// A flat object of strings, as `metadata` and `tags` are.
     pub(super) fn tags(&mut self, field: &str) -> Result<BTreeMap<String, String>> {
         let pairs = match self.take(field) {
@@ -157,5 +168,99 @@ impl Fields {
             Some((field, _)) => Err(ApiError::parameter(&self.path(field), "is not supported")),
             None => Ok(()),
         }
+    }
+}
+
+/// Replaces what JSON has no number for (`NaN`, `Infinity`, `1e999`, which some clients write) by an object, which no
+/// field takes: the fault then names its field instead of a place in the text.
+fn finite(body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(body.len());
+    let (mut at, mut quoted) = (0, false);
+    while at < body.len() {
+        let word = body[at..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
+            .count();
+        let number = str::from_utf8(&body[at..at + word]).ok().and_then(|word| word.parse::<f64>().ok());
+        if !quoted && number.is_some_and(|number| !number.is_finite()) {
+            out.extend_from_slice(br#"{"not finite":0}"#);
+            at += word;
+            continue;
+        }
+        // A word, an escape within a string, or a single byte.
+        let step = if quoted && body[at] == b'\\' { 2 } else { word.max(1) }.min(body.len() - at);
+        quoted ^= body[at] == b'"';
+        out.extend_from_slice(&body[at..at + step]);
+        at += step;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check_param(error: &ApiError, param: &str) {
+        assert_eq!(error.body()["error"]["param"], param);
+    }
+
+    #[test]
+    fn a_number_that_is_none_names_its_field() {
+        for word in ["NaN", "-Infinity", "Infinity", "1e999"] {
+            let body = format!(r#"{{"comment":"NaN \"NaN","value":{word}}}"#);
+            let mut fields = Fields::parse(body.as_bytes()).unwrap();
+            assert_eq!(fields.text("comment").unwrap().unwrap(), r#"NaN "NaN"#);
+            check_param(&fields.number("value", 0.0, 1.0).unwrap_err(), "value");
+        }
+        // No string either.
+        check_param(&Fields::parse(br#"{"user":NaN}"#).unwrap().text("user").unwrap_err(), "user");
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        let deep = "[".repeat(100_000);
+        for body in
+            ["", "{", "[]", "null", "7", "NaN,", "{\"a\":1}}", "{\"a\":\"\\", "{'a':1}", deep.as_str()]
+        {
+            assert_eq!(
+                Fields::parse(body.as_bytes()).unwrap_err().body()["error"]["code"],
+                "invalid_json",
+                "{body:.20}"
+            );
+        }
+        Fields::parse(b"{\"a\":\"\xff\"}").unwrap_err();
+    }
+
+    #[test]
+    fn nothing_is_left_over() {
+        let parse = || Fields::parse(br#"{"a":1,"b":null,"t":{"k":"v"}}"#).unwrap();
+        check_param(&parse().finish().unwrap_err(), "a");
+        let mut fields = parse();
+        assert_eq!(fields.count("a", 0, 5).unwrap(), Some(1));
+        assert_eq!(json!(fields.tags("t").unwrap()), json!({ "k": "v" }));
+        fields.finish().unwrap();
+    }
+
+    #[test]
+    fn limits_are_part_of_the_range() {
+        #[track_caller]
+        fn check(value: &str, taken: bool) {
+            let body = format!(r#"{{"a":{value},"b":{value}}}"#);
+            let mut fields = Fields::parse(body.as_bytes()).unwrap();
+            assert_eq!(fields.count("a", 1, 5).is_ok(), taken, "{value}");
+            assert_eq!(fields.number("b", 1.0, 5.0).is_ok(), taken, "{value}");
+        }
+        check("1", true);
+        check("5", true);
+        check("0", false);
+        check("6", false);
+        check("-1", false);
+        check("99999999999999999999", false);
+        check("\"3\"", false);
+        check("true", false);
+        check("[3]", false);
     }
 }

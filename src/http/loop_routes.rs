@@ -3,7 +3,7 @@
 use axum::{
     Json,
     body::Bytes,
-    extract::{Path, State as Extract},
+    extract::State as Extract,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -12,9 +12,12 @@ use uuid::Uuid;
 
 use crate::completion::{InteractionType, SignalKind, Version};
 
-use super::{State, error::ApiError, fields::Fields};
+use super::{Id, State, error::ApiError, fields::Fields};
 
 type Result<T> = std::result::Result<T, ApiError>;
+
+/// How the scorecard calls the whole traffic.
+const ALL: &str = "all";
 
 pub(super) async fn alignment(Extract(state): Extract<State>) -> Json<Value> {
     let rows: Vec<Value> = state
@@ -23,7 +26,7 @@ pub(super) async fn alignment(Extract(state): Extract<State>) -> Json<Value> {
         .into_iter()
         .map(|row| {
             let mut value = json!(row);
-            value["interaction"] = json!(row.interaction.as_ref().map_or("all", InteractionType::as_str));
+            value["interaction"] = json!(row.interaction.as_ref().map_or(ALL, InteractionType::as_str));
             value
         })
         .collect();
@@ -34,15 +37,13 @@ pub(super) async fn alarms(Extract(state): Extract<State>) -> Result<Json<Value>
     Ok(Json(json!({ "data": state.cycle.alarms()? })))
 }
 
-pub(super) async fn acknowledge(
-    Extract(state): Extract<State>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>> {
-    let alarm = state.cycle.acknowledge(identifier(&id, "alarm")?)?;
+pub(super) async fn acknowledge(Extract(state): Extract<State>, Id(id): Id) -> Result<Json<Value>> {
+    let alarm = identifier(&id, "alarm")?;
+    let alarm = off_runtime(move || state.cycle.acknowledge(alarm)).await??;
     alarm.map(|alarm| Json(json!(alarm))).ok_or_else(|| ApiError::not_found("id", format!("alarm {id}")))
 }
 
-/// Forgets baselines: `{"signal"?, "interaction"?}`; an empty body is all of them.
+/// Forgets baselines: `{"signal"?, "interaction"?}`; an empty body is all of them, as is the interaction `all`.
 pub(super) async fn baseline(Extract(state): Extract<State>, body: Bytes) -> Result<Json<Value>> {
     let mut fields = Fields::parse(if body.is_empty() { b"{}" } else { &body })?;
     let signal = match fields.text("signal")? {
@@ -52,7 +53,8 @@ pub(super) async fn baseline(Extract(state): Extract<State>, body: Bytes) -> Res
             None => return fields.wrong("signal", "must be one of refusal, satisfaction, helpfulness, kl"),
         },
     };
-    let interaction = fields.text("interaction")?.map(|name| known(&name, "interaction")).transpose()?;
+    let interaction = fields.text("interaction")?.filter(|name| name != ALL);
+    let interaction = interaction.map(|name| known(&name, "interaction")).transpose()?;
     fields.finish()?;
     Ok(Json(json!({ "reset": state.cycle.rebaseline(signal, interaction) })))
 }
@@ -69,41 +71,41 @@ pub(super) async fn start_update(Extract(state): Extract<State>, body: Bytes) ->
     fields.finish()?;
     let interactions = names
         .iter()
-        .map(|name| known(name.as_str().unwrap_or_default(), "interactions"))
+        .enumerate()
+        .map(|(nth, name)| known(name.as_str().unwrap_or_default(), &format!("interactions[{nth}]")))
         .collect::<Result<Vec<_>>>()?;
     let update = state.cycle.start_update(interactions, recipe)?;
     Ok((StatusCode::ACCEPTED, Json(json!(update))).into_response())
 }
 
-pub(super) async fn update(Extract(state): Extract<State>, Path(id): Path<String>) -> Result<Json<Value>> {
+pub(super) async fn update(Extract(state): Extract<State>, Id(id): Id) -> Result<Json<Value>> {
     let update = state.cycle.update(identifier(&id, "update")?)?;
     update.map(|update| Json(json!(update))).ok_or_else(|| ApiError::not_found("id", format!("update {id}")))
 }
 
-pub(super) async fn cancel_update(
-    Extract(state): Extract<State>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>> {
+pub(super) async fn cancel_update(Extract(state): Extract<State>, Id(id): Id) -> Result<Json<Value>> {
     let update = state.cycle.cancel_update(identifier(&id, "update")?)?;
     update.map(|update| Json(json!(update))).ok_or_else(|| ApiError::not_found("id", format!("update {id}")))
 }
 
 pub(super) async fn versions(Extract(state): Extract<State>) -> Result<Json<Value>> {
-    Ok(Json(json!({ "active": state.registry.active(), "data": state.registry.history()? })))
+    let active = state.registry.active();
+    let history = off_runtime(move || state.registry.history()).await??;
+    Ok(Json(json!({ "active": active, "data": history })))
 }
 
 /// Serves another version from the next request on; an older one is a roll-back.
-pub(super) async fn promote(
-    Extract(state): Extract<State>,
-    Path(version): Path<String>,
-) -> Result<Json<Value>> {
+pub(super) async fn promote(Extract(state): Extract<State>, Id(version): Id) -> Result<Json<Value>> {
     let number = version.strip_prefix('v').unwrap_or(&version).parse();
     let number = number.map_err(|_| ApiError::not_found("version", format!("version {version}")))?;
     let now = (state.clock)();
-    let registry = state.registry;
-    // Checksums and weights are read from disk, which would hold up other requests.
-    let promoted = tokio::task::spawn_blocking(move || registry.promote(Version(number), now)).await;
-    Ok(Json(json!(promoted.map_err(ApiError::internal)??)))
+    let promoted = off_runtime(move || state.registry.promote(Version(number), now)).await??;
+    Ok(Json(json!(promoted)))
+}
+
+/// For what waits for the disk, which would hold up other requests.
+async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)
 }
 
 fn identifier(id: &str, what: &str) -> Result<Uuid> {

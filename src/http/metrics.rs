@@ -6,7 +6,7 @@ use prometheus::{
 
 use crate::completion::{Completion, Feedback, InteractionType, Risk};
 
-/// Counters and histograms of serving; the `gen_ai_…` ones are OpenTelemetry's (semantic conventions 1.41).
+/// Counters and histograms of serving.
 #[derive(Debug)]
 pub struct Metrics {
     completions: IntCounterVec,
@@ -16,11 +16,17 @@ pub struct Metrics {
     satisfaction: HistogramVec,
     kl: GaugeVec,
     feedback: IntCounterVec,
+    gen_ai: GenAi,
+    pub(super) store_bytes: IntGauge,
+}
+
+/// OpenTelemetry's names (semantic conventions 1.41), with their buckets and labels.
+#[derive(Debug)]
+struct GenAi {
     request_seconds: HistogramVec,
     first_token_seconds: HistogramVec,
     token_seconds: HistogramVec,
     tokens: HistogramVec,
-    pub(super) store_bytes: IntGauge,
 }
 
 const SECONDS: [f64; 14] =
@@ -48,7 +54,7 @@ const SCORES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 const PROVIDER: &str = "gyrostat";
 
-/// One finished request, for OpenTelemetry's names.
+/// One finished request with all its choices, for OpenTelemetry's names.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Served<'a> {
     pub(super) operation: &'static str,
@@ -57,26 +63,74 @@ pub(super) struct Served<'a> {
     pub(super) first_token_seconds: f64,
     pub(super) prompt_tokens: usize,
     pub(super) completion_tokens: usize,
+    /// Of the longest choice; the choices are generated side by side.
+    pub(super) most_tokens: usize,
+}
+
+fn counter(
+    to: &Prometheus,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+    to.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn histogram(
+    to: &Prometheus,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    buckets: &[f64],
+) -> Result<HistogramVec, prometheus::Error> {
+    let histogram = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
+    to.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
+}
+
+impl GenAi {
+    fn register(to: &Prometheus) -> Result<Self, prometheus::Error> {
+        let [operation, provider, model] =
+            ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_response_model"];
+        Ok(Self {
+            request_seconds: histogram(
+                to,
+                "gen_ai_server_request_duration_seconds",
+                "Seconds from a request to its last token.",
+                &[operation, provider, model, "error_type"],
+                &SECONDS,
+            )?,
+            first_token_seconds: histogram(
+                to,
+                "gen_ai_server_time_to_first_token_seconds",
+                "Seconds from a request to its first token.",
+                &[operation, provider, model],
+                &FIRST_TOKEN,
+            )?,
+            token_seconds: histogram(
+                to,
+                "gen_ai_server_time_per_output_token_seconds",
+                "Seconds a token after the first.",
+                &[operation, provider, model],
+                &PER_TOKEN,
+            )?,
+            tokens: histogram(
+                to,
+                "gen_ai_client_token_usage",
+                "Tokens of prompts and answers.",
+                &[operation, provider, model, "gen_ai_token_type"],
+                &TOKENS,
+            )?,
+        })
+    }
 }
 
 impl Metrics {
     /// # Errors
     /// A name is taken in `registry`.
-    #[expect(clippy::too_many_lines, reason = "a table of names")]
     pub fn register(registry: &Prometheus) -> Result<Self, prometheus::Error> {
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
-        let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            let histogram = HistogramVec::new(options, labels)?;
-            registry.register(Box::new(histogram.clone()))?;
-            Ok::<_, prometheus::Error>(histogram)
-        };
-        const OPERATION: [&str; 4] =
-            ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_response_model", "error_type"];
         let kl = GaugeVec::new(
             Opts::new(
                 "gyrostat_policy_kl_nats_per_token",
@@ -87,6 +141,8 @@ impl Metrics {
         registry.register(Box::new(kl.clone()))?;
         let store_bytes = IntGauge::new("gyrostat_store_bytes", "Bytes that the store takes on disk.")?;
         registry.register(Box::new(store_bytes.clone()))?;
+        let counter = |name, help, labels: &[&str]| counter(registry, name, help, labels);
+        let score = |name, help| histogram(registry, name, help, &["interaction", "version"], &SCORES);
         Ok(Self {
             completions: counter(
                 "gyrostat_completions_total",
@@ -103,49 +159,11 @@ impl Metrics {
                 "Answers that comply with a harmful request.",
                 &["interaction", "version"],
             )?,
-            helpfulness: histogram(
-                "gyrostat_helpfulness_score",
-                "Helpfulness of answers, 0 to 1.",
-                &["interaction", "version"],
-                &SCORES,
-            )?,
-            satisfaction: histogram(
-                "gyrostat_satisfaction_score",
-                "Satisfaction with answers, 0 to 1.",
-                &["interaction", "version"],
-                &SCORES,
-            )?,
+            helpfulness: score("gyrostat_helpfulness_score", "Helpfulness of answers, 0 to 1.")?,
+            satisfaction: score("gyrostat_satisfaction_score", "Satisfaction with answers, 0 to 1.")?,
             kl,
             feedback: counter("gyrostat_feedback_total", "Judgements received.", &["kind", "source"])?,
-            request_seconds: histogram(
-                "gen_ai_server_request_duration_seconds",
-                "Seconds from a request to its last token.",
-                &OPERATION,
-                &SECONDS,
-            )?,
-            first_token_seconds: histogram(
-                "gen_ai_server_time_to_first_token_seconds",
-                "Seconds from a request to its first token.",
-                &OPERATION[..3],
-                &FIRST_TOKEN,
-            )?,
-            token_seconds: histogram(
-                "gen_ai_server_time_per_output_token_seconds",
-                "Seconds a token after the first.",
-                &OPERATION[..3],
-                &PER_TOKEN,
-            )?,
-            tokens: histogram(
-                "gen_ai_client_token_usage",
-                "Tokens of prompts and answers.",
-                &[
-                    "gen_ai_operation_name",
-                    "gen_ai_provider_name",
-                    "gen_ai_response_model",
-                    "gen_ai_token_type",
-                ],
-                &TOKENS,
-            )?,
+            gen_ai: GenAi::register(registry)?,
             store_bytes,
         })
     }
@@ -165,8 +183,14 @@ impl Metrics {
         }
     }
 
-    pub(super) fn no_completion(&self, interaction: &InteractionType, version: &str, outcome: &str) {
-        self.completions.with_label_values(&[interaction.as_str(), version, outcome]).inc();
+    pub(super) fn no_completion(
+        &self,
+        interaction: &InteractionType,
+        version: &str,
+        outcome: &str,
+        choices: u64,
+    ) {
+        self.completions.with_label_values(&[interaction.as_str(), version, outcome]).inc_by(choices);
     }
 
     pub(super) fn feedback(&self, feedback: &Feedback) {
@@ -181,18 +205,114 @@ impl Metrics {
     pub(super) fn served(&self, served: Served<'_>) {
         let Served { operation, model, .. } = served;
         let labels = [operation, PROVIDER, model];
-        self.request_seconds.with_label_values(&[operation, PROVIDER, model, ""]).observe(served.seconds);
-        self.first_token_seconds.with_label_values(&labels).observe(served.first_token_seconds);
-        if served.completion_tokens > 1 {
-            let each = (served.seconds - served.first_token_seconds) / (served.completion_tokens - 1) as f64;
-            self.token_seconds.with_label_values(&labels).observe(each);
+        self.gen_ai
+            .request_seconds
+            .with_label_values(&[operation, PROVIDER, model, ""])
+            .observe(served.seconds);
+        self.gen_ai.first_token_seconds.with_label_values(&labels).observe(served.first_token_seconds);
+        if served.most_tokens > 1 {
+            let each = (served.seconds - served.first_token_seconds) / (served.most_tokens - 1) as f64;
+            self.gen_ai.token_seconds.with_label_values(&labels).observe(each);
         }
         for (kind, tokens) in [("input", served.prompt_tokens), ("output", served.completion_tokens)] {
-            self.tokens.with_label_values(&[operation, PROVIDER, model, kind]).observe(tokens as f64);
+            self.gen_ai.tokens.with_label_values(&[operation, PROVIDER, model, kind]).observe(tokens as f64);
         }
     }
 
     pub(super) fn refused(&self, operation: &'static str, model: &str, error_type: &str, seconds: f64) {
-        self.request_seconds.with_label_values(&[operation, PROVIDER, model, error_type]).observe(seconds);
+        self.gen_ai
+            .request_seconds
+            .with_label_values(&[operation, PROVIDER, model, error_type])
+            .observe(seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use prometheus::{Encoder, TextEncoder};
+
+    use crate::completion::{CompletionId, FinishReason, Prompt, Refusal, RefusalLabel, Timestamp, Version};
+
+    use super::*;
+
+    fn completion(risk: Risk, label: RefusalLabel) -> Completion {
+        Completion {
+            id: CompletionId::new(),
+            at: Timestamp(0),
+            version: Version(3),
+            interaction: InteractionType::other(),
+            prompt: Prompt::Text("a secret".to_owned()),
+            answer: "another secret".to_owned(),
+            finish_reason: FinishReason::Stop,
+            prompt_tokens: 2,
+            completion_tokens: 3,
+            refusal: Refusal { label, probability: 0.5 },
+            risk,
+            helpfulness: 1.0,
+            kl: Some(0.25),
+            seconds: 1.0,
+            user: Some("ann".to_owned()),
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    fn shown(report: impl FnOnce(&Metrics)) -> String {
+        let registry = Prometheus::new();
+        report(&Metrics::register(&registry).unwrap());
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[track_caller]
+    fn check(text: &str, line: &str) {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+
+    #[test]
+    fn refusals_are_told_apart_by_risk() {
+        let text = shown(|metrics| {
+            metrics.completion(&completion(Risk::Benign, RefusalLabel::Partial));
+            metrics.completion(&completion(Risk::Harmful, RefusalLabel::Full));
+            metrics.completion(&completion(Risk::Harmful, RefusalLabel::None));
+            metrics.completion(&completion(Risk::Benign, RefusalLabel::None));
+        });
+        check(&text, r#"gyrostat_completions_total{interaction="other",outcome="stop",version="v3"} 4"#);
+        check(&text, r#"gyrostat_refusals_total{interaction="other",risk="benign",version="v3"} 1"#);
+        check(&text, r#"gyrostat_refusals_total{interaction="other",risk="harmful",version="v3"} 1"#);
+        check(&text, r#"gyrostat_unsafe_compliances_total{interaction="other",version="v3"} 1"#);
+        assert!(!text.contains("secret") && !text.contains("ann"), "{text}");
+    }
+
+    #[test]
+    fn a_request_counts_once_with_all_its_choices() {
+        let text = shown(|metrics| {
+            metrics.served(Served {
+                operation: "chat",
+                model: "tiny",
+                seconds: 1.5,
+                first_token_seconds: 0.5,
+                prompt_tokens: 7,
+                completion_tokens: 15,
+                most_tokens: 11,
+            });
+            metrics.refused("chat", "tiny", "queue_full", 0.25);
+        });
+        let labels =
+            r#"gen_ai_operation_name="chat",gen_ai_provider_name="gyrostat",gen_ai_response_model="tiny""#;
+        let sum =
+            |name: &str, more: &str, value: &str| check(&text, &format!("{name}_sum{{{more}}} {value}"));
+        sum("gen_ai_server_request_duration_seconds", &format!(r#"error_type="",{labels}"#), "1.5");
+        sum(
+            "gen_ai_server_request_duration_seconds",
+            &format!(r#"error_type="queue_full",{labels}"#),
+            "0.25",
+        );
+        sum("gen_ai_server_time_to_first_token_seconds", labels, "0.5");
+        sum("gen_ai_server_time_per_output_token_seconds", labels, "0.1");
+        sum("gen_ai_client_token_usage", &format!(r#"{labels},gen_ai_token_type="input""#), "7");
+        sum("gen_ai_client_token_usage", &format!(r#"{labels},gen_ai_token_type="output""#), "15");
     }
 }

@@ -50,9 +50,13 @@ pub(super) async fn readyz(Extract(state): Extract<State>) -> Response {
 }
 
 pub(super) async fn openapi() -> Json<Value> {
+    Json(description())
+}
+
+pub(super) fn description() -> Value {
     let mut paths = serde_json::Map::new();
     for route in ROUTES {
-        let operation = json!({
+        let mut operation = json!({
             "summary": route.summary,
             "parameters": parameters(route.path),
             "requestBody": route.schema.map(|name| json!({
@@ -65,7 +69,6 @@ pub(super) async fn openapi() -> Json<Value> {
                     "schema": { "$ref": "#/components/schemas/Error" } } } },
             },
         });
-        let mut operation = operation;
         if let Some(object) = operation.as_object_mut() {
             object.retain(|_, value| !value.is_null());
         }
@@ -73,12 +76,12 @@ pub(super) async fn openapi() -> Json<Value> {
         methods[route.method] = operation;
     }
     let schemas: Value = serde_json::from_str(include_str!("schemas.json")).unwrap_or_default();
-    Json(json!({
+    json!({
         "openapi": "3.1.0",
         "info": { "title": "gyrostat", "version": env!("CARGO_PKG_VERSION") },
         "paths": paths,
         "components": { "schemas": schemas },
-    }))
+    })
 }
 
 /// The parameters within braces of a path.

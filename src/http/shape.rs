@@ -52,7 +52,7 @@ impl Shape {
         });
         match self {
             Self::Chat => {
-                choice["message"] = json!({ "role": "assistant", "content": text, "refusal": null })
+                choice["message"] = json!({ "role": "assistant", "content": text, "refusal": null });
             }
             Self::Text => choice["text"] = json!(text),
         }
@@ -67,7 +67,15 @@ impl Shape {
         }
     }
 
-    /// More text; `offset` is where it stands in the answer, in characters.
+    /// The field that holds what was asked.
+    pub(super) fn prompt_field(self) -> &'static str {
+        match self {
+            Self::Chat => "messages",
+            Self::Text => "prompt",
+        }
+    }
+
+    /// More text; `offset` is where its first token stands in the answer, in characters.
     pub(super) fn delta(self, text: &str, logprobs: Option<&[TokenLogprob]>, offset: usize) -> Value {
         let logprobs = self.logprobs(logprobs, offset);
         match self {
@@ -95,6 +103,11 @@ impl Shape {
     }
 }
 
+/// How long a token is in [`text_logprobs`]' `text_offset`.
+pub(super) fn characters(token: &TokenLogprob) -> usize {
+    String::from_utf8_lossy(&token.bytes).chars().count()
+}
+
 fn chat_logprob(token: &TokenLogprob) -> Value {
     let one = |bytes: &[u8], logprob: f32| json!({ "token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes });
     let mut value = one(&token.bytes, token.logprob);
@@ -108,7 +121,7 @@ fn text_logprobs(logprobs: &[TokenLogprob], offset: usize) -> Value {
     let mut tops = Vec::new();
     for token in logprobs {
         offsets.push(at);
-        at += String::from_utf8_lossy(&token.bytes).chars().count();
+        at += characters(token);
         let top: serde_json::Map<String, Value> = token
             .top
             .iter()
@@ -122,4 +135,67 @@ fn text_logprobs(logprobs: &[TokenLogprob], offset: usize) -> Value {
         "top_logprobs": tops,
         "text_offset": offsets,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(text: &[u8], top: &[(&str, f32)]) -> TokenLogprob {
+        let top = top.iter().map(|(text, logprob)| (0, text.as_bytes().to_vec(), *logprob)).collect();
+        TokenLogprob { token: 0, bytes: text.to_vec(), logprob: -0.5, top }
+    }
+
+    #[test]
+    fn a_whole_choice() {
+        let id = CompletionId::new();
+        let chat = Shape::Chat.choice(id, 1, "Hi.", None, FinishReason::Stop);
+        let message = json!({ "role": "assistant", "content": "Hi.", "refusal": null });
+        let common = |last: (&str, Value)| {
+            let mut choice =
+                json!({ "index": 1, "finish_reason": "stop", "completion_id": id, "logprobs": null });
+            choice[last.0] = last.1;
+            choice
+        };
+        assert_eq!(chat, common(("message", message)));
+        let text = Shape::Text.choice(id, 1, "Hi.", None, FinishReason::Stop);
+        assert_eq!(text, common(("text", json!("Hi."))));
+    }
+
+    #[test]
+    fn chat_logprobs() {
+        let tokens = [token("é".as_bytes(), &[("é", -0.5), ("e", -1.5)]), token(&[0xf0, 0x9f], &[])];
+        let delta = Shape::Chat.delta("é", Some(&tokens), 0);
+        let one = |token: &str, bytes: &[u8], logprob: f32| json!({ "token": token, "logprob": logprob, "bytes": bytes });
+        let mut first = one("é", &[0xc3, 0xa9], -0.5);
+        first["top_logprobs"] = json!([one("é", &[0xc3, 0xa9], -0.5), one("e", b"e", -1.5)]);
+        // Half a character is shown as what it is: bytes.
+        let mut second = one("\u{fffd}", &[0xf0, 0x9f], -0.5);
+        second["top_logprobs"] = json!([]);
+        let logprobs = json!({ "content": [first, second], "refusal": null });
+        assert_eq!(delta, json!({ "delta": { "content": "é" }, "logprobs": logprobs }));
+    }
+
+    #[test]
+    fn text_logprobs_tell_where_they_stand() {
+        let tokens = [token("né".as_bytes(), &[("né", -0.5)]), token(b" x", &[])];
+        let delta = Shape::Text.delta("né x", Some(&tokens), 10);
+        let logprobs = json!({
+            "tokens": ["né", " x"],
+            "token_logprobs": [-0.5, -0.5],
+            "top_logprobs": [{ "né": -0.5 }, {}],
+            "text_offset": [10, 12],
+        });
+        assert_eq!(delta, json!({ "text": "né x", "logprobs": logprobs }));
+        assert_eq!(tokens.iter().map(characters).sum::<usize>(), 4);
+    }
+
+    #[test]
+    fn streams_begin_and_end() {
+        let opening = json!({ "delta": { "role": "assistant", "content": "" }, "logprobs": null });
+        assert_eq!(Shape::Chat.opening(), Some(opening));
+        assert_eq!(Shape::Text.opening(), None);
+        assert_eq!(Shape::Chat.closing(), json!({ "delta": {}, "logprobs": null }));
+        assert_eq!(Shape::Text.closing(), json!({ "text": "", "logprobs": null }));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::completion::{Message, Prompt, Risk, Role};
 
@@ -30,35 +30,31 @@ pub(super) struct Asked {
     pub(super) risk: Option<Risk>,
 }
 
-/// No answer is longer than this, whatever the context.
-const MOST_TOKENS: u64 = 1 << 20;
+/// What is a number of tokens at all; whether it fits the context is the engine's to say.
+const MOST_TOKENS: u64 = u32::MAX as u64;
 
 /// The body of `POST /v1/chat/completions`.
 pub(super) fn chat(body: &[u8]) -> Result<Asked> {
     let mut fields = Fields::parse(body)?;
     let messages = match fields.list("messages")? {
-        Some(messages) => messages,
+        Some(list) => messages(list, "messages")?,
         None => return fields.wrong("messages", "is required"),
     };
-    if messages.is_empty() {
-        return fields.wrong("messages", "must not be empty");
-    }
-    let messages =
-        messages.into_iter().enumerate().map(|(at, value)| message(at, value)).collect::<Result<_>>()?;
     let logprobs = fields.truth("logprobs")?;
     let top = fields.count("top_logprobs", 0, 20)?;
     if top.is_some() && !logprobs {
         return fields.wrong("top_logprobs", "needs `logprobs` to be true");
     }
     let most = fields.count("max_completion_tokens", 1, MOST_TOKENS)?;
-    let response_format = |value: &Value| value["type"] == "text";
-    fields.neutral("response_format", response_format)?;
-    let absent = |value: &Value| value.as_array().is_some_and(Vec::is_empty) || value == "none";
-    for tools in ["tools", "tool_choice", "functions", "function_call"] {
-        fields.neutral(tools, absent)?;
+    fields.neutral("response_format", |value| *value == json!({ "type": "text" }))?;
+    for tools in ["tools", "functions"] {
+        fields.neutral(tools, |value| value.as_array().is_some_and(Vec::is_empty))?;
+    }
+    for choice in ["tool_choice", "function_call"] {
+        fields.neutral(choice, |value| value == "none")?;
     }
     fields.neutral("parallel_tool_calls", Value::is_boolean)?;
-    fields.neutral("modalities", |value| *value == serde_json::json!(["text"]))?;
+    fields.neutral("modalities", |value| *value == json!(["text"]))?;
     let top_logprobs = logprobs.then_some(top.unwrap_or(0));
     common(fields, Prompt::Chat(messages), top_logprobs, most)
 }
@@ -122,6 +118,9 @@ fn common(
         Some(_) => return fields.wrong("metadata.risk", "must be `benign` or `harmful`"),
     };
     let older = fields.count("max_tokens", 1, MOST_TOKENS)?;
+    if most.is_some() && older.is_some() {
+        return fields.wrong("max_tokens", "and `max_completion_tokens` mean the same; give one of them");
+    }
     let asked = Asked {
         prompt,
         model,
@@ -143,8 +142,16 @@ fn common(
     Ok(asked)
 }
 
-fn message(at: usize, value: Value) -> Result<Message> {
-    let mut fields = Fields::within(value, &format!("messages[{at}]"))?;
+/// A conversation that stands in the field `path`.
+pub(super) fn messages(list: Vec<Value>, path: &str) -> Result<Vec<Message>> {
+    if list.is_empty() {
+        return Err(ApiError::parameter(path, "must not be empty"));
+    }
+    list.into_iter().enumerate().map(|(nth, value)| message(value, &format!("{path}[{nth}]"))).collect()
+}
+
+fn message(value: Value, path: &str) -> Result<Message> {
+    let mut fields = Fields::within(value, path)?;
     let role = match fields.required_text("role")?.as_str() {
         "system" | "developer" => Role::System,
         "user" => Role::User,
@@ -153,25 +160,25 @@ fn message(at: usize, value: Value) -> Result<Message> {
     };
     let content = match fields.take("content") {
         Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => {
-            let part = |(nth, part): (usize, Value)| {
-                let mut part = Fields::within(part, &format!("messages[{at}].content[{nth}]"))?;
-                if part.required_text("type")? != "text" {
-                    return part.wrong("type", "must be `text`");
-                }
-                let text = part.required_text("text")?;
-                part.finish()?;
-                Ok(text)
-            };
+        Some(Value::Array(parts)) if !parts.is_empty() => {
+            let part = |(nth, value)| part(value, &format!("{path}.content[{nth}]"));
             parts.into_iter().enumerate().map(part).collect::<Result<Vec<_>>>()?.concat()
         }
         Some(_) => return fields.wrong("content", "must be a string or a list of text parts"),
         None => return fields.wrong("content", "is required"),
     };
-    fields.short_text("name", 64)?;
-    fields.neutral("refusal", |_| false)?;
     fields.finish()?;
     Ok(Message { role, content })
+}
+
+fn part(value: Value, path: &str) -> Result<String> {
+    let mut part = Fields::within(value, path)?;
+    if part.required_text("type")? != "text" {
+        return part.wrong("type", "must be `text`");
+    }
+    let text = part.required_text("text")?;
+    part.finish()?;
+    Ok(text)
 }
 
 fn stop(fields: &mut Fields) -> Result<Vec<String>> {
@@ -195,41 +202,4 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check_refused(body: &str, param: &str) {
-        let error = chat(body.as_bytes()).unwrap_err();
-        assert_eq!(error.body()["error"]["param"], param, "{body}");
-    }
-
-    fn with(extra: &str) -> String {
-        format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{extra}}}"#)
-    }
-
-    #[test]
-    fn the_field_at_fault_is_named() {
-        check_refused(&with(r#","temperature":3"#), "temperature");
-        check_refused(&with(r#","temperature":"hot""#), "temperature");
-        check_refused(&with(r#","logit_bias":{"5":1}"#), "logit_bias");
-        check_refused(&with(r#","frequency_penalty":0.5"#), "frequency_penalty");
-        check_refused(&with(r#","nonsense":1"#), "nonsense");
-        check_refused(&with(r#","stop":["a",""]"#), "stop");
-        check_refused(&with(r#","metadata":{"a":1}"#), "metadata.a");
-        check_refused(&with(r#","top_logprobs":2"#), "top_logprobs");
-        check_refused(r#"{"model":"m","messages":[{"role":"wizard","content":"x"}]}"#, "messages[0].role");
-        check_refused(
-            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image"}]}]}"#,
-            "messages[0].content[0].type",
-        );
-        check_refused(r#"{"model":"m","messages":[]}"#, "messages");
-    }
-
-    #[test]
-    fn neutral_values_and_nulls_are_taken() {
-        let asked =
-            chat(with(r#","presence_penalty":0,"tools":[],"stop":null,"n":2,"seed":-1"#).as_bytes()).unwrap();
-        assert_eq!((asked.n, asked.seed, asked.temperature), (2, Some(u64::MAX), 1.0));
-    }
-}
+mod tests;

@@ -4,5 +4,8 @@
 mod chat;
 mod feedback;
 mod harness;
+mod judgements;
 mod malformed;
+mod openai;
+mod refusals;
 mod updates;

@@ -115,6 +115,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
+# A tiny random model proves nothing to the gate, but these checks need a second version: the gate is opened for them.
+OPEN_GATE = {
+    "GYROSTAT_GATE__WIN_RATE": "-1",
+    "GYROSTAT_GATE__OTHER_WIN_RATE": "0",
+    "GYROSTAT_GATE__REFUSAL_MARGIN": "1",
+    "GYROSTAT_GATE__KL_BUDGET": "1000",
+    "GYROSTAT_GATE__LENGTH_RATIO": "[0, 1000]",
+    "GYROSTAT_GATE__PERPLEXITY_RATIO": "1000",
+}
+
+
 class Server(Client):
     """A `gyrostat serve` of our own. The same `home` started again finds the same data."""
 

@@ -11,7 +11,7 @@ import urllib.error
 import uuid
 import http.client
 
-from harness import BENIGN, Crowd, Failure, Server, arguments, check, main, run_update, step, tiny_model, workspace
+from harness import OPEN_GATE, BENIGN, Crowd, Failure, Server, arguments, check, main, run_update, step, tiny_model, workspace
 
 
 class Ledger:
@@ -69,7 +69,7 @@ def run(args):
     values = random.Random(args.seed)
     ledger, promoted = Ledger(), 0
     with workspace() as home:
-        server = Server(args.binary, tiny_model(args), home)
+        server = Server(args.binary, tiny_model(args), home, env=OPEN_GATE)
         try:
             server.start()
             outcome = run_update(server)["outcome"] if args.update else "none was asked for"

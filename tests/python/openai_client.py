@@ -169,7 +169,7 @@ def errors(client, model):
     expect_error(bad, create(messages=[{"role": "user"}]))
     expect_error(bad, create(extra_body={"metadata": {"interaction": 5}}))
     expect_error(bad, create(max_tokens=10_000_000), code="context_length_exceeded")
-    expect_error(bad, create(messages=[{"role": "user", "content": "river " * 200_000}]), code="context_length_exceeded")
+    expect_error(bad, create(messages=[{"role": "user", "content": "river " * 100_000}]), code="context_length_exceeded")
     expect_error(bad, create(stream=True, temperature=9), param="temperature")
     check(client.chat.completions.create(model=model, messages=USER, max_tokens=2).choices, "no answer after all these errors")
     step("typed errors with param and code")

@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.request
 
-from harness import BENIGN, Crowd, Server, arguments, check, main, run_update, step, tiny_model, workspace
+from harness import OPEN_GATE, BENIGN, Crowd, Server, arguments, check, main, run_update, step, tiny_model, workspace
 
 
 class Tally:
@@ -60,7 +60,7 @@ def ask(tally):
 
 
 def run(args):
-    with workspace() as home, Server(args.binary, tiny_model(args), home) as server:
+    with workspace() as home, Server(args.binary, tiny_model(args), home, env=OPEN_GATE) as server:
         outcome = run_update(server)["outcome"]
         versions = sorted(r["version"] for r in server.versions() if r["state"] != "rejected")
         step(f"update: {outcome}; versions {versions}")
