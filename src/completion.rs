@@ -154,18 +154,20 @@ impl Prompt {
 
 /// The kind of request, e.g. `code` or `summarisation`: the unit in which drift is reported.
 ///
-/// At most 40 characters of `a-z`, `0-9`, `_`, `-`, so that it can be a metric label as it is.
+/// At most 40 characters of `a-z`, `0-9`, `_`, `-`, so that it can be a metric label as it is; not [`Self::ALL`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InteractionType(String);
 
 /// The text cannot name an interaction type.
 #[derive(Debug, thiserror::Error)]
-#[error("an interaction type has 1 to 40 characters of a-z, 0-9, `_` and `-`")]
+#[error("an interaction type has 1 to 40 characters of a-z, 0-9, `_` and `-`, and is not `all`")]
 pub struct InvalidInteractionType;
 
 impl InteractionType {
     pub const OTHER: &'static str = "other";
+    /// The label of the whole traffic, which no single type may take.
+    pub const ALL: &'static str = "all";
 
     /// Where a request belongs that no type fits.
     pub fn other() -> Self {
@@ -183,7 +185,7 @@ impl TryFrom<String> for InteractionType {
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let fits =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
-        if (1..=40).contains(&text.len()) && text.bytes().all(fits) {
+        if (1..=40).contains(&text.len()) && text.bytes().all(fits) && text != Self::ALL {
             Ok(Self(text))
         } else {
             Err(InvalidInteractionType)

@@ -280,7 +280,8 @@ impl Cycle {
 
     fn note(&mut self, alarms: Vec<Alarm>, now: Timestamp) -> Result<(), Error> {
         for alarm in alarms {
-            let interaction = alarm.interaction.as_ref().map_or("all", InteractionType::as_str);
+            let interaction =
+                alarm.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str);
             warn!(
                 signal = alarm.signal.as_str(),
                 interaction,

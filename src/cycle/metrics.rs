@@ -107,7 +107,7 @@ impl Metrics {
     /// Shows the streams and the versions as they stand.
     pub(super) fn show(&self, rows: &[ScorecardRow], registry: &Registry) {
         for row in rows {
-            let interaction = row.interaction.as_ref().map_or("all", InteractionType::as_str);
+            let interaction = row.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str);
             let labels = [row.signal.as_str(), interaction];
             self.evidence.with_label_values(&labels).set(row.evidence_log10);
             self.threshold.with_label_values(&labels).set(row.threshold_log10);
@@ -137,7 +137,7 @@ impl Metrics {
     }
 
     pub(super) fn alarm(&self, alarm: &Alarm) {
-        let interaction = alarm.interaction.as_ref().map_or("all", InteractionType::as_str);
+        let interaction = alarm.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str);
         let labels = [alarm.signal.as_str(), interaction, alarm.direction.as_str()];
         self.alarms.with_label_values(&labels).inc();
     }

@@ -12,6 +12,10 @@ use super::{
 /// Readings that are held for the change point and the current mean.
 const HELD: usize = 4096;
 
+/// An alarm needs a change that the readings show, by this likelihood-ratio statistic (nats): where all readings
+/// are the same, `M` grows by 1 with each of them, and evidence would be nothing but time.
+const MIN_CHANGE: f64 = 1.0;
+
 /// A stream of readings, each with a tag of the caller's, such as its time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stream {
@@ -125,8 +129,12 @@ impl Stream {
         if self.alarmed || statistic < self.threshold {
             return Ok(None);
         }
-        self.alarmed = true;
-        Ok(self.alarm())
+        let alarm = self.alarm();
+        self.alarmed = alarm.is_some();
+        if let (None, Some(detector)) = (&alarm, &mut self.detector) {
+            detector.restart();
+        }
+        Ok(alarm)
     }
 
     fn hold(&mut self, reading: f64, tag: u64) {
@@ -148,7 +156,8 @@ impl Stream {
     fn alarm(&self) -> Option<Alarm> {
         let readings = self.held.iter().map(|(x, _)| f64::from_bits(*x));
         let ChangePoint { index, from, to, after, .. } =
-            locate(self.past(), readings, self.held.len(), self.watch)?;
+            locate(self.past(), readings, self.held.len(), self.watch)
+                .filter(|change| change.statistic >= MIN_CHANGE)?;
         let tag = |at: usize| self.held.get(at).map_or(0, |(_, tag)| *tag);
         let row = self.row();
         Some(Alarm {

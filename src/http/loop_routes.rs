@@ -17,7 +17,6 @@ use super::{Id, State, error::ApiError, fields::Fields};
 type Result<T> = std::result::Result<T, ApiError>;
 
 /// How the scorecard calls the whole traffic.
-const ALL: &str = "all";
 
 pub(super) async fn alignment(Extract(state): Extract<State>) -> Json<Value> {
     let rows: Vec<Value> = state
@@ -26,7 +25,8 @@ pub(super) async fn alignment(Extract(state): Extract<State>) -> Json<Value> {
         .into_iter()
         .map(|row| {
             let mut value = json!(row);
-            value["interaction"] = json!(row.interaction.as_ref().map_or(ALL, InteractionType::as_str));
+            value["interaction"] =
+                json!(row.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str));
             value
         })
         .collect();
@@ -53,7 +53,7 @@ pub(super) async fn baseline(Extract(state): Extract<State>, body: Bytes) -> Res
             None => return fields.wrong("signal", "must be one of refusal, satisfaction, helpfulness, kl"),
         },
     };
-    let interaction = fields.text("interaction")?.filter(|name| name != ALL);
+    let interaction = fields.text("interaction")?.filter(|name| name != InteractionType::ALL);
     let interaction = interaction.map(|name| known(&name, "interaction")).transpose()?;
     fields.finish()?;
     Ok(Json(json!({ "reset": state.cycle.rebaseline(signal, interaction) })))

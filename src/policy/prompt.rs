@@ -19,11 +19,17 @@ pub struct Vocabulary {
     tokenizer: Tokenizer,
     /// Each token's own bytes; empty for special tokens.
     pieces: Vec<Vec<u8>>,
+    /// The special tokens' texts.
+    special: Vec<String>,
     template: Environment<'static>,
     /// Texts of the special tokens that templates may name.
     bos: String,
     eos: String,
 }
+
+/// Parts a special token that somebody spelled out, until the tokenizer has read it as text. Unicode keeps this
+/// character free for such uses: no text has it.
+const PART: char = '\u{fdd0}';
 
 /// ChatML, for models that bring no template.
 pub(super) const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
@@ -81,31 +87,57 @@ impl Vocabulary {
         });
         environment.add_template_owned("chat", template.unwrap_or_else(|| CHATML.to_owned()))?;
         let pieces = (0..tokenizer.get_vocab_size(true) as u32).map(|id| piece(&tokenizer, id)).collect();
-        Ok(Self { tokenizer, pieces, template: environment, bos, eos })
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        Ok(Self { tokenizer, pieces, special, template: environment, bos, eos })
     }
 
-    /// Tokens of a conversation up to where the assistant speaks next.
+    /// Tokens of a conversation up to where the assistant speaks next. Special tokens come from the template alone:
+    /// a message that spells one out cannot end its turn or speak as another role.
     ///
     /// # Errors
     /// The template refuses the conversation, for example its order of roles.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let parted = |message: &Message| Message { role: message.role, content: self.part(&message.content) };
         let text = self.template.get_template("chat")?.render(context! {
-            messages,
+            messages => messages.iter().map(parted).collect::<Vec<_>>(),
             add_generation_prompt => true,
             bos_token => self.bos,
             eos_token => self.eos,
         })?;
-        self.encode(&text, false)
+        self.encode_parts(&text)
     }
 
-    /// Tokens of plain text, with whatever the tokenizer puts before a text.
+    /// Tokens of plain text, special tokens among them, with whatever the tokenizer puts before a text.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, Error> {
         self.encode(text, true)
     }
 
     /// Tokens of an answer: no special tokens are added, and those that it spells out count as text.
     pub fn encode_answer(&self, text: &str) -> Result<Vec<u32>, Error> {
-        self.encode(text, false)
+        self.encode_parts(&self.part(text))
+    }
+
+    /// Puts [`PART`] within each special token that the text spells out.
+    fn part(&self, text: &str) -> String {
+        let mut parted = text.replace(PART, "");
+        for special in &self.special {
+            let mut characters = special.chars();
+            if parted.contains(special)
+                && let Some(first) = characters.next()
+            {
+                parted = parted.replace(special, &format!("{first}{PART}{}", characters.as_str()));
+            }
+        }
+        parted
+    }
+
+    fn encode_parts(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut tokens = Vec::new();
+        for part in text.split(PART) {
+            tokens.extend(self.encode(part, false)?);
+        }
+        Ok(tokens)
     }
 
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, Error> {

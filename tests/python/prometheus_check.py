@@ -2,6 +2,7 @@
 
     python tests/python/prometheus_check.py                               its own server, with a little traffic
     python tests/python/prometheus_check.py --url http://127.0.0.1:8088   a running one, as it is; nothing is sent to it
+    python tests/python/prometheus_check.py --demo --binary target/release/gyrostat   the whole demo, asked over all its time
 
 Every expression of gyrostat.json and alerts.yml is asked; it must be accepted and give data. Alert rules rest silent by nature,
 so of those the metrics are asked, and the labels that they are matched and grouped by.
@@ -44,6 +45,7 @@ class Prometheus(Client):
         config = config.replace("127.0.0.1:8088", target).replace("15s", "1s").replace("- alerts.yml", f"- {DASHBOARDS}/alerts.yml")
         (home / "prometheus.yml").write_text(config)
         self.log = home / "prometheus.log"
+        self.since = None
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 ["prometheus", f"--config.file={home}/prometheus.yml", f"--storage.tsdb.path={home}/tsdb", f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
@@ -67,7 +69,11 @@ class Prometheus(Client):
         self.process.wait()
 
     def query(self, expression):
-        answer = self.get("/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
+        """Its series now or, with `since` set, those that it had at any time from then on."""
+        asked = {"query": expression}
+        if self.since:
+            asked |= {"start": self.since, "end": time.time(), "step": "5s"}
+        answer = self.get(f"/api/v1/query{'_range' if self.since else ''}?" + urllib.parse.urlencode(asked))
         check(answer.status == 200, f"Prometheus does not accept {expression!r}: {answer.text}")
         return answer.json["data"]["result"]
 
@@ -194,6 +200,9 @@ def run(args):
     promtool("check", "config", "prometheus.yml")
     step("promtool: rules, their tests and the scrape configuration")
     with workspace() as home:
+        if args.demo:
+            watch_demo(home, dashboard, args)
+            return
         if args.url:
             watch(Client(args.url), home, dashboard, args, lambda: None)
             return
@@ -209,14 +218,43 @@ def run(args):
             watch(server, home, dashboard, args, traffic)
 
 
+def watch_demo(home, dashboard, args):
+    """Scrapes the demo from its first second to its end. A promotion begins new baselines, so the questions are about all that time."""
+    port, since = free_port(), time.time()
+    with open(home / "demo.log", "wb") as log:
+        demo = subprocess.Popen([args.binary, "demo", "--port", str(port), "--seed", str(args.seed)], stdout=log, stderr=log)
+    try:
+        with Prometheus(home, f"127.0.0.1:{port}") as prometheus:
+            page, server = "", Client(f"http://127.0.0.1:{port}")
+            while demo.poll() is None:
+                time.sleep(2)
+                try:
+                    page = server.get("/metrics").expect(200).text
+                except OSError:
+                    pass  # the demo's last second
+            print((home / "demo.log").read_text())
+            check(demo.returncode == 0, f"the demo exited with {demo.returncode}")
+            step(f"the demo with seed {args.seed} in {time.time() - since:.0f} s")
+            check_page(page)
+            prometheus.since = since
+            check_expressions(prometheus, dashboard, args.strict)
+    finally:
+        demo.kill()
+        demo.wait()
+
+
+def check_page(page):
+    promtool("check", "metrics", text=page)
+    step(f"promtool check metrics: {sum(line and not line.startswith('#') for line in page.splitlines())} series")
+
+
 def watch(server, home, dashboard, args, traffic):
     target = server.url.removeprefix("http://")
     with Prometheus(home, target) as prometheus:
         traffic()
         page = server.get("/metrics").expect(200)
         check(page.headers.get("content-type", "").startswith("text/plain"), f"content type {page.headers.get('content-type')}")
-        promtool("check", "metrics", text=page.text)
-        step(f"promtool check metrics: {sum(line and not line.startswith('#') for line in page.text.splitlines())} series")
+        check_page(page.text)
         # Two scrapes give a rate; the rules are read at the next evaluation.
         time.sleep(args.settle)
         check_expressions(prometheus, dashboard, args.strict)
@@ -225,6 +263,8 @@ def watch(server, home, dashboard, args, traffic):
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--url", help="a running server, taken as it is; one is started if absent")
+    parser.add_argument("--demo", action="store_true", help="scrape a whole demo; the default model is needed")
+    parser.add_argument("--seed", type=int, default=1, help="the demo's")
     parser.add_argument("--strict", action="store_true", help="every expression has to give data")
     parser.add_argument("--no-update", dest="update", action="store_false", help="do not start an update")
     parser.add_argument("--settle", type=float, default=4, help="seconds between the last request and the questions")
