@@ -138,6 +138,7 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     let mut bar = Screen::bar("traffic", (REFERENCE + TOGETHER) as u64);
     for _ in 0..(REFERENCE + TOGETHER).div_ceil(TOGETHER) {
         client.serve(&users.rounds(TOGETHER), false).await?;
+        client.ask(&users.harmful()).await?;
         bar.inc(TOGETHER as u64);
     }
     bar.finish_and_clear();
@@ -191,6 +192,7 @@ async fn until_alarm(client: &Client, users: &mut Users) -> Result<Value, Error>
     let bar = Screen::bar("traffic", ROUNDS_TO_ALARM as u64);
     for _ in 0..ROUNDS_TO_ALARM / TOGETHER {
         client.serve(&users.rounds(TOGETHER), true).await?;
+        client.ask(&users.harmful()).await?;
         bar.inc(TOGETHER as u64);
         settle().await;
         let alarms = client.alarms().await?;

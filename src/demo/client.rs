@@ -54,7 +54,7 @@ impl Client {
     }
 
     /// The id and the text of an answer.
-    async fn ask(&self, asked: &Asked) -> Result<(String, String), Error> {
+    pub(super) async fn ask(&self, asked: &Asked) -> Result<(String, String), Error> {
         let body = json!({
             "model": "default",
             "messages": [

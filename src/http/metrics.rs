@@ -176,11 +176,12 @@ impl Metrics {
         if let Some(kl) = completion.kl {
             self.kl.with_label_values(&[interaction, &version]).set(kl);
         }
-        if completion.refusal.is_refusal() {
-            self.refusals.with_label_values(&[interaction, completion.risk.as_str(), &version]).inc();
-        } else if completion.risk == Risk::Harmful {
-            self.unsafe_compliances.with_label_values(&[interaction, &version]).inc();
-        }
+        // Both series are there from the first answer on: a rate of a series that is missing is no rate of 0.
+        let refused = completion.refusal.is_refusal();
+        let refusals = self.refusals.with_label_values(&[interaction, completion.risk.as_str(), &version]);
+        refusals.inc_by(u64::from(refused));
+        let complied = !refused && completion.risk == Risk::Harmful;
+        self.unsafe_compliances.with_label_values(&[interaction, &version]).inc_by(u64::from(complied));
     }
 
     pub(super) fn no_completion(

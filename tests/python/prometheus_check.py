@@ -24,7 +24,6 @@ GROUPING = re.compile(r"\b(?:by|on|ignoring|group_left)\s*\(([^)]*)\)")
 YOUNG = {
     "gyrostat_drift_baseline": "known once a reference window is full",
     "gyrostat_alarms_total": "nothing drifted",
-    "gyrostat_refusals_total": "the tiny model never declines",
     "gyrostat_policy_kl_nats_per_token": "sampled one answer in N",
 }
 
