@@ -16,8 +16,6 @@ use super::{Id, State, error::ApiError, fields::Fields};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
-/// How the scorecard calls the whole traffic.
-
 pub(super) async fn alignment(Extract(state): Extract<State>) -> Json<Value> {
     let rows: Vec<Value> = state
         .cycle
