@@ -7,6 +7,7 @@ pub(crate) mod decoder;
 pub(crate) mod engine;
 mod fetch;
 pub(crate) mod head;
+mod linear;
 pub mod lora;
 mod metrics;
 mod ops;

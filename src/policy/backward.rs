@@ -164,7 +164,7 @@ impl LayerPass<'_> {
     /// `dx = dy W + scale · (dy B) A`; the pair's own gradients are added on the way.
     fn linear(&mut self, dy: &Tensor, x: &Tensor, target: Target) -> Result<Tensor> {
         let weight = &self.decoder.layers[self.layer].linears[target as usize];
-        let dx = dy.matmul(weight)?;
+        let dx = weight.backward(dy)?;
         let at = self.adapter.index(self.layer, target);
         let (Some(pair), Some(at)) = (self.adapter.pair(self.layer, target), at) else { return Ok(dx) };
         let Some(middle) = &self.kept.low_rank[target as usize] else { return Ok(dx) };

@@ -12,6 +12,7 @@ use super::{
     architecture::Architecture,
     attention::{Past, Span, attend},
     backward::{LayerTape, Tape},
+    linear::Linear,
     lora::{Adapter, Target},
     ops::{Rope, read, rms_norm, swiglu},
 };
@@ -22,19 +23,19 @@ pub(crate) struct Layer {
     pub(crate) attention_norm: Tensor,
     pub(crate) mlp_norm: Tensor,
     /// In the order of [`Target::ALL`].
-    pub(crate) linears: [Tensor; 7],
+    pub(crate) linears: [Linear; 7],
 }
 
-/// The frozen base: weights in f32, shared by the policy, the reward and value models and the reference.
+/// The frozen base: one copy of the weights, shared by the policy, the reward and value models and the reference.
 #[derive(Debug)]
 pub struct Decoder {
     pub architecture: Architecture,
     /// `[vocabulary, hidden]`.
-    pub(crate) embedding: Tensor,
+    pub(crate) embedding: Linear,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Tensor,
     /// `[vocabulary, hidden]`; the embedding itself when they are tied.
-    pub(crate) head: Tensor,
+    pub(crate) head: Linear,
     pub(crate) rope: Rope,
 }
 
@@ -156,11 +157,11 @@ impl Decoder {
 
     /// `[rows, vocabulary]` of hidden states after the last norm.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        hidden.matmul(&self.head.t()?)
+        self.head.forward(hidden)
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        self.embedding.index_select(&Tensor::new(tokens, self.embedding.device())?, 0)
+        self.embedding.select(tokens)
     }
 
     fn normed(&self, x: &Tensor) -> Result<Tensor> {
@@ -273,13 +274,13 @@ impl Decoder {
 ///
 /// Returns the low-rank middle `scale · x Aᵀ` of the last adapter too, which the backward pass needs.
 fn project(
-    weight: &Tensor,
+    weight: &Linear,
     x: &Tensor,
     batch: &Batch,
     layer: usize,
     target: Target,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let y = x.matmul(&weight.t()?)?;
+    let y = weight.forward(x)?;
     let rows = y.dim(0)?;
     let mut pieces: Vec<Tensor> = Vec::new();
     let mut done = 0;

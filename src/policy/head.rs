@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::{
     decoder::Decoder,
+    linear::Linear,
     ops::{add_scaled, exp, for_each_row, read},
 };
 
@@ -50,14 +51,16 @@ impl Decoder {
             slopes: None,
         };
         let mut pieces = Vec::new();
+        // Unpacked once for all chunks.
+        let head = if slopes { Linear::Dense(self.head.dense()?) } else { self.head.clone() };
         for start in (0..rows).step_by(CHUNK) {
             let len = CHUNK.min(rows - start);
             let targets = &targets[start..start + len];
-            let logits = (self.logits(&hidden.narrow(0, start, len)?)? / temperature)?;
+            let logits = (head.forward(&hidden.narrow(0, start, len)?)? / temperature)?;
             let probabilities = softmax_rows(&logits, targets, &mut out)?;
             if slopes {
-                let chosen = self.head.index_select(&Tensor::new(targets, hidden.device())?, 0)?;
-                let mean = probabilities.matmul(&self.head)?;
+                let chosen = head.select(targets)?;
+                let mean = head.backward(&probabilities)?;
                 pieces.push(((chosen - mean)? / temperature)?);
             }
         }

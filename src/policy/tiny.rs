@@ -35,7 +35,7 @@ pub(crate) fn architecture() -> Architecture {
 pub fn write_tiny(dir: &Path, seed: u64) -> Result<(), Error> {
     fs::create_dir_all(dir)?;
     let decoder = Decoder::random(architecture(), seed)?;
-    safetensors::save(&decoder.tensors(), dir.join("model.safetensors"))?;
+    safetensors::save(&decoder.tensors()?, dir.join("model.safetensors"))?;
     let tokenizer = tokenizer()?;
     tokenizer.save(dir.join("tokenizer.json"), false).map_err(|error| Error::Tokenizer(error.to_string()))?;
     let architecture = &decoder.architecture;

@@ -14,17 +14,18 @@ use super::{
     Error,
     architecture::Architecture,
     decoder::{Decoder, Layer},
+    linear::Linear,
     lora::Target,
     ops::Rope,
 };
 
 impl Decoder {
-    /// Reads the weights of a GGUF file, unpacked to f32.
+    /// Reads the weights of a GGUF file.
     pub(crate) fn from_gguf(content: &gguf_file::Content, file: &mut BufReader<File>) -> Result<Self, Error> {
         let architecture = Architecture::from_gguf(content)?;
         let (heads, kv_heads) = (architecture.heads, architecture.kv_heads);
         Self::build(architecture, |name| {
-            let tensor = content.tensor(file, &gguf_name(name), &Device::Cpu)?.dequantize(&Device::Cpu)?;
+            let tensor = Linear::from_gguf(&content.tensor(file, &gguf_name(name), &Device::Cpu)?)?;
             // llama.cpp stores the rows of the query and key projections in the order of its own rotary embedding,
             // pairs side by side; the checkpoint's order (and the adapters') has the halves apart.
             if name.ends_with("q_proj.weight") {
@@ -51,9 +52,8 @@ impl Decoder {
         }
         Self::build(architecture, |name| {
             let tensor = tensors.remove(name);
-            tensor
-                .ok_or_else(|| candle_core::Error::Msg(format!("`{name}` is missing")))?
-                .to_dtype(DType::F32)
+            let tensor = tensor.ok_or_else(|| candle_core::Error::Msg(format!("`{name}` is missing")))?;
+            Linear::dense_f32(&tensor)
         })
     }
 
@@ -64,19 +64,19 @@ impl Decoder {
         Self::build(architecture, |name| {
             let (rows, columns) = shape_of(name, &shapes);
             if rows == 1 {
-                return Tensor::ones(columns, DType::F32, &Device::Cpu);
+                return Ok(Linear::Dense(Tensor::ones(columns, DType::F32, &Device::Cpu)?));
             }
             let bound = 2.0 / (columns as f32).sqrt();
             let data: Vec<f32> =
                 (0..rows * columns).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * bound).collect();
-            Tensor::from_vec(data, (rows, columns), &Device::Cpu)
+            Ok(Linear::Dense(Tensor::from_vec(data, (rows, columns), &Device::Cpu)?))
         })
     }
 
     /// Asks `tensor` for each tensor by its Hugging Face name and checks its shape.
     fn build(
         architecture: Architecture,
-        mut tensor: impl FnMut(&str) -> candle_core::Result<Tensor>,
+        mut tensor: impl FnMut(&str) -> candle_core::Result<Linear>,
     ) -> Result<Self, Error> {
         let mut checked = |name: &str| {
             let tensor = tensor(name).map_err(|error| Error::Model(format!("`{name}`: {error}")))?;
@@ -84,10 +84,11 @@ impl Decoder {
                 (1, columns) => vec![columns],
                 (rows, columns) => vec![rows, columns],
             };
-            if tensor.dims() != expected {
-                return Err(Error::Model(format!("`{name}` is {:?}, not {expected:?}", tensor.dims())));
+            let dims = tensor.dims();
+            if dims != expected {
+                return Err(Error::Model(format!("`{name}` is {dims:?}, not {expected:?}")));
             }
-            Ok(tensor.contiguous()?)
+            Ok(tensor)
         };
         let embedding = checked(EMBEDDING)?;
         let mut layers = Vec::with_capacity(architecture.layers);
@@ -95,21 +96,21 @@ impl Decoder {
             let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
             let [q, k, v, o, gate, up, down] = Target::ALL.map(|target| checked(&name(target.module())));
             layers.push(Layer {
-                attention_norm: checked(&name("input_layernorm"))?,
-                mlp_norm: checked(&name("post_attention_layernorm"))?,
+                attention_norm: checked(&name("input_layernorm"))?.dense()?,
+                mlp_norm: checked(&name("post_attention_layernorm"))?.dense()?,
                 linears: [q?, k?, v?, o?, gate?, up?, down?],
             });
         }
-        let norm = checked("model.norm.weight")?;
+        let norm = checked("model.norm.weight")?.dense()?;
         let head = if architecture.tied { embedding.clone() } else { checked(HEAD)? };
         let rope = Rope::new(architecture.context, architecture.head_dim, architecture.rope_theta);
         Ok(Self { architecture, embedding, layers, norm, head, rope })
     }
 
     /// All weights under their Hugging Face names.
-    pub(crate) fn tensors(&self) -> HashMap<String, Tensor> {
+    pub(crate) fn tensors(&self) -> candle_core::Result<HashMap<String, Tensor>> {
         let mut tensors = HashMap::from([
-            (EMBEDDING.to_owned(), self.embedding.clone()),
+            (EMBEDDING.to_owned(), self.embedding.dense()?),
             ("model.norm.weight".to_owned(), self.norm.clone()),
         ]);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -117,13 +118,13 @@ impl Decoder {
             tensors.insert(name("input_layernorm"), layer.attention_norm.clone());
             tensors.insert(name("post_attention_layernorm"), layer.mlp_norm.clone());
             for (target, linear) in Target::ALL.iter().zip(&layer.linears) {
-                tensors.insert(name(target.module()), linear.clone());
+                tensors.insert(name(target.module()), linear.dense()?);
             }
         }
         if !self.architecture.tied {
-            tensors.insert(HEAD.to_owned(), self.head.clone());
+            tensors.insert(HEAD.to_owned(), self.head.dense()?);
         }
-        tensors
+        Ok(tensors)
     }
 }
 
@@ -161,8 +162,10 @@ fn gguf_name(name: &str) -> String {
 }
 
 /// `[heads · (half, 2), in]` to `[heads · (2, half), in]`.
-fn halves_apart(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    let (out, input) = weight.dims2()?;
-    let half = out / heads / 2;
-    weight.reshape((heads, half, 2, input))?.transpose(1, 2)?.contiguous()?.reshape((out, input))
+fn halves_apart(weight: &Linear, heads: usize) -> candle_core::Result<Linear> {
+    let half = weight.dims()[0] / heads / 2;
+    weight.reordered(|row| {
+        let (head, side, at) = (row / (2 * half), row / half % 2, row % half);
+        head * 2 * half + at * 2 + side
+    })
 }
