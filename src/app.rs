@@ -88,7 +88,7 @@ impl App {
         let (cycle, handle) = Cycle::new(cycle::Parts {
             store: Arc::clone(&store),
             registry: Arc::clone(&registry),
-            engine: engine.clone(),
+            engine: Some(engine.clone()),
             metrics: cycle::Metrics::register(&metrics)?,
             config: config.cycle,
             drift: config.drift,
@@ -100,7 +100,7 @@ impl App {
         let address = listener.local_addr()?;
         let ready = Arc::new(AtomicBool::new(false));
         let state = http::State {
-            engine: engine.clone(),
+            backend: http::Backend::Embedded(engine.clone()),
             store: Arc::clone(&store),
             registry,
             cycle: handle,

@@ -86,7 +86,8 @@ pub enum Error {
 pub struct Parts {
     pub store: Arc<Store>,
     pub registry: Arc<Registry>,
-    pub engine: Engine,
+    /// The model that the learner works on; without one, nothing is learned.
+    pub engine: Option<Engine>,
     pub metrics: Metrics,
     pub config: Config,
     pub drift: drift::Config,
@@ -303,7 +304,7 @@ impl Cycle {
 
     /// An alarm with feedback enough behind it, or somebody's wish.
     fn reason_to_learn(&mut self, now: Timestamp) -> Option<Update> {
-        if self.learner.is_some() {
+        if self.learner.is_some() || self.parts.engine.is_none() {
             return None;
         }
         if let Some(update) = self.shared.wish() {
@@ -319,10 +320,11 @@ impl Cycle {
 
     /// Starts the learner on its own thread.
     fn learn(&mut self, update: Update) -> Result<(), Error> {
+        let Some(engine) = self.parts.engine.clone() else { return Ok(()) };
         info!(update = %update.id, recipe = update.recipe, "an update starts");
         self.parts.store.put_update(&update)?;
         self.shared.begin(update.clone());
-        self.learner = Some(Learner::start(self.parts.clone(), Arc::clone(&self.shared), update));
+        self.learner = Some(Learner::start(self.parts.clone(), engine, Arc::clone(&self.shared), update));
         Ok(())
     }
 

@@ -126,7 +126,7 @@ pub async fn run(options: &Options) -> Result<(), Error> {
 async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error> {
     let client = Client::new(app.address, ANSWER);
     let mut users = Users::new(options.seed);
-    screen.title(&format!("gyrostat demo · {} on http://{}", app.state.engine.model_name(), app.address));
+    screen.title(&format!("gyrostat demo · {} on http://{}", app.state.backend.model_name(), app.address));
     screen.say(
         "All users are simulated. They judge by a rule that the program sees through their thumbs only.",
     );

@@ -7,6 +7,7 @@ mod fields;
 mod loop_routes;
 mod metrics;
 mod ops;
+mod record;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -91,10 +92,25 @@ pub enum Scope {
     Admin,
 }
 
+/// Who answers chats and completions.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    Embedded(Engine),
+}
+
+impl Backend {
+    /// What the answering model is called.
+    pub fn model_name(&self) -> &str {
+        match self {
+            Self::Embedded(engine) => engine.model_name(),
+        }
+    }
+}
+
 /// What the handlers share.
 #[derive(Debug, Clone)]
 pub struct State {
-    pub engine: Engine,
+    pub backend: Backend,
     pub store: Arc<Store>,
     pub registry: Arc<Registry>,
     pub cycle: cycle::Handle,

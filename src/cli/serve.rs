@@ -19,7 +19,7 @@ pub(super) fn run(mut config: Config) -> Result<(), Error> {
         writeln!(
             jsonl::writer("-")?,
             "gyrostat serves {} on http://{}",
-            app.state.engine.model_name(),
+            app.state.backend.model_name(),
             app.address
         )?;
         stopped().await?;

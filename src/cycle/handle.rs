@@ -24,6 +24,9 @@ const SHOWN: usize = 1000;
 /// The recipes that an update may follow.
 pub(super) const RECIPES: [&str; 3] = ["ppo", "dpo", "sft"];
 
+/// What an upstream without a local copy of its weights comes to.
+const WITHOUT_MODEL: &str = "nothing is learned: policy.model names no local copy of the upstream's weights";
+
 /// A handle on the loop; clones share it.
 #[derive(Debug, Clone)]
 pub struct Handle {
@@ -35,6 +38,8 @@ pub struct Handle {
 pub enum StartError {
     #[error("update {running} is running; one runs at a time")]
     Busy { running: Uuid },
+    #[error("{WITHOUT_MODEL}")]
+    NoModel,
     #[error("recipe {recipe:?} is not one of ppo, dpo, sft")]
     UnknownRecipe { recipe: String },
     #[error(transparent)]
@@ -149,6 +154,11 @@ impl Handle {
         self.shared.stop.store(true, Ordering::Relaxed);
     }
 
+    /// Why nothing is learned; `None` if it is.
+    pub fn why_not_learning(&self) -> Option<&'static str> {
+        self.shared.parts.engine.is_none().then_some(WITHOUT_MODEL)
+    }
+
     /// Every watched stream as it stands.
     pub fn scorecard(&self) -> Vec<ScorecardRow> {
         self.shared.scorecard()
@@ -208,7 +218,7 @@ impl Handle {
     /// Asks for an update; the loop begins it at its next turn.
     ///
     /// # Errors
-    /// One is running, or there is no such recipe.
+    /// One is running, there is no such recipe, or no model to learn on.
     pub fn start_update(
         &self,
         interactions: Vec<InteractionType>,
@@ -216,6 +226,9 @@ impl Handle {
     ) -> Result<Update, StartError> {
         if !RECIPES.contains(&recipe.as_str()) {
             return Err(StartError::UnknownRecipe { recipe });
+        }
+        if self.shared.parts.engine.is_none() {
+            return Err(StartError::NoModel);
         }
         let mut slot = lock(&self.shared.update);
         if let Some(running) = &*slot {

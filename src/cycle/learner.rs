@@ -20,7 +20,7 @@ use crate::learn::{
     ppo, preference,
     reward::{Agreement, Example},
 };
-use crate::policy::Adapter;
+use crate::policy::{Adapter, Engine};
 use crate::registry::Origin;
 use crate::signals;
 
@@ -60,6 +60,8 @@ impl From<learn::Error> for Stopped {
 /// A candidate with its proof.
 #[derive(Debug)]
 pub(super) struct Learned {
+    /// The weights that the candidate adapts.
+    pub(super) base: PathBuf,
     pub(super) policy: Arc<Adapter>,
     pub(super) reward: RewardModel,
     pub(super) incumbent: Scores,
@@ -75,7 +77,7 @@ impl Learned {
         note: &str,
         now: Timestamp,
     ) -> Result<Version, Error> {
-        let base = parts.engine.model().path.display().to_string();
+        let base = self.base.display().to_string();
         let report = serde_json::json!({ "incumbent": self.incumbent, "candidate": self.candidate });
         let write = |dir: &std::path::Path| {
             self.policy.save(dir, &base)?;
@@ -97,11 +99,11 @@ impl Learned {
 const REWARD: &str = "reward";
 
 impl Learner {
-    pub(super) fn start(parts: Parts, shared: Arc<Shared>, update: Update) -> Self {
+    pub(super) fn start(parts: Parts, engine: Engine, shared: Arc<Shared>, update: Update) -> Self {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (of_thread, started) = (Arc::clone(&cancelled), update.clone());
         let thread = thread::spawn(move || {
-            let mut run = Run { parts, shared, cancelled: of_thread, update: started };
+            let mut run = Run { parts, engine, shared, cancelled: of_thread, update: started };
             let learned = run.learn();
             if let Err(Stopped::Failed(fault)) = &learned {
                 error!(update = %run.update.id, fault, "the update failed");
@@ -132,6 +134,7 @@ impl Learner {
 /// One run of the learner.
 struct Run {
     parts: Parts,
+    engine: Engine,
     shared: Arc<Shared>,
     cancelled: Arc<AtomicBool>,
     update: Update,
@@ -143,7 +146,7 @@ impl Run {
         let mut rng = StdRng::seed_from_u64(parts.config.seed ^ u64::from(self.update.base.0));
         let dataset = self.dataset()?;
         let (shared, cancelled) = (Arc::clone(&self.shared), Arc::clone(&self.cancelled));
-        let (engine, pace) = (parts.engine.clone(), parts.learn.pace.clone());
+        let (engine, pace) = (self.engine.clone(), parts.learn.pace.clone());
         let between = move || {
             engine.give_way(pace.give_way());
             !cancelled.load(Ordering::Relaxed) && !shared.is_cancelled()
@@ -163,11 +166,17 @@ impl Run {
             candidate: Arc::clone(&policy),
             reward: &reward,
         };
-        let (mut incumbent, mut candidate) = scoring::side_by_side(&parts, &compared, &prompts, &watch)?;
+        let (mut incumbent, mut candidate) = scoring::side_by_side(
+            (&self.engine, parts.learn.ppo.response_length),
+            &compared,
+            &prompts,
+            &watch,
+        )?;
         for scores in [&mut incumbent, &mut candidate] {
             scores.wanted.clone_from(&self.update.interactions);
         }
-        Ok(Learned { policy, reward, incumbent, candidate })
+        let base = self.engine.model().path.clone();
+        Ok(Learned { base, policy, reward, incumbent, candidate })
     }
 
     /// What can be learned from: judged answers of the served version, of the alarming types since the change.
@@ -209,7 +218,7 @@ impl Run {
 
     /// The reward model of the served version, taught what is new; kept as it was if that made it worse.
     fn reward(&self, dataset: &Dataset, rng: &mut StdRng, watch: &Watch<'_>) -> Result<RewardModel, Stopped> {
-        let model = self.parts.engine.model();
+        let model = self.engine.model();
         let config = &self.parts.learn.reward;
         let train = examples(model, dataset, Split::Train, config.examples, watch)?;
         let held_back = examples(model, dataset, Split::Validation, config.examples, watch)?;
@@ -248,7 +257,7 @@ impl Run {
         rng: &mut StdRng,
         watch: &Watch<'_>,
     ) -> Result<Arc<Adapter>, Stopped> {
-        let (engine, learn) = (&self.parts.engine, &self.parts.learn);
+        let (engine, learn) = (&self.engine, &self.parts.learn);
         let (incumbent, seed) = (self.base_adapter()?, self.parts.config.seed);
         if self.update.recipe == "ppo" {
             let (wanted, others) = training_prompts(dataset, &self.update);
@@ -285,7 +294,7 @@ impl Run {
     /// The adapter of the version that the update starts from; `None` is the base model.
     fn base_adapter(&self) -> Result<Option<Arc<Adapter>>, Stopped> {
         let Some(dir) = self.version_dir() else { return Ok(None) };
-        let architecture = &self.parts.engine.model().decoder.architecture;
+        let architecture = &self.engine.model().decoder.architecture;
         Ok(Some(Adapter::load(&dir, architecture).map_err(learn::Error::from)?))
     }
 

@@ -7,10 +7,8 @@ use crate::learn::sequence::MicroBatch;
 use crate::learn::{
     self, RewardModel, Scores, Sequence, Watch, dataset::Asked, policy_pass::logprobs, sequence,
 };
-use crate::policy::{Adapter, Event, GenerateRequest, Sampling, Served};
+use crate::policy::{Adapter, Engine, Event, GenerateRequest, Sampling, Served};
 use crate::signals;
-
-use super::Parts;
 
 /// Plain text, the same for every version: how much of the language itself a candidate has lost.
 const FIXED_TEXT: &str = "The ferry leaves the harbour every morning at seven, unless the wind is too strong. On the \
@@ -38,22 +36,22 @@ struct Answers {
 /// # Errors
 /// The device fails, or the update is cancelled.
 pub(super) fn side_by_side(
-    parts: &Parts,
+    (engine, response_length): (&Engine, usize),
     compared: &Compared<'_>,
     prompts: &[Asked],
     watch: &Watch<'_>,
 ) -> Result<(Scores, Scores), learn::Error> {
     let (incumbent, candidate) = (compared.incumbent.as_ref(), Some(&compared.candidate));
     let reward = compared.reward;
-    let before = answer(parts, incumbent, prompts, watch)?;
+    let before = answer(engine, response_length, incumbent, prompts, watch)?;
     (watch.report)("gate", 0.4, &[]);
-    let after = answer(parts, candidate, prompts, watch)?;
+    let after = answer(engine, response_length, candidate, prompts, watch)?;
     (watch.report)("gate", 0.8, &[]);
-    let model = parts.engine.model();
+    let model = engine.model();
     let scores_before = reward.score(model, &before.sequences, watch)?;
     let scores_after = reward.score(model, &after.sequences, watch)?;
-    let mut incumbent_scores = scores(parts, incumbent, prompts, &before, &scores_before, watch)?;
-    let mut candidate_scores = scores(parts, candidate, prompts, &after, &scores_after, watch)?;
+    let mut incumbent_scores = scores(engine, incumbent, prompts, &before, &scores_before, watch)?;
+    let mut candidate_scores = scores(engine, candidate, prompts, &after, &scores_after, watch)?;
     for ((asked, before), after) in prompts.iter().zip(&scores_before).zip(&scores_after) {
         candidate_scores.compare(&asked.interaction, f64::from(*after), f64::from(*before));
         incumbent_scores.compare(&asked.interaction, f64::from(*before), f64::from(*after));
@@ -63,21 +61,21 @@ pub(super) fn side_by_side(
 
 /// Answers through the engine, as users would get them, with the same seed for both models.
 fn answer(
-    parts: &Parts,
+    engine: &Engine,
+    response_length: usize,
     adapter: Option<&Arc<Adapter>>,
     prompts: &[Asked],
     watch: &Watch<'_>,
 ) -> Result<Answers, learn::Error> {
-    let engine = &parts.engine;
     let mut pending = Vec::new();
     for (seed, asked) in prompts.iter().enumerate() {
         let mut prompt = sequence::encode_prompt(engine.model(), &asked.prompt)?;
-        let room = watch.sequence_tokens.saturating_sub(parts.learn.ppo.response_length + 1).max(1);
+        let room = watch.sequence_tokens.saturating_sub(response_length + 1).max(1);
         prompt.drain(..prompt.len().saturating_sub(room));
         let request = GenerateRequest {
             prompt: prompt.clone(),
             sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: seed as u64 },
-            max_tokens: parts.learn.ppo.response_length,
+            max_tokens: response_length,
             stop: Vec::new(),
             top_logprobs: None,
             pinned: Some(Served { version: engine.served(), adapter: adapter.cloned() }),
@@ -110,7 +108,7 @@ fn answer(
 
 /// Everything but the comparison.
 fn scores(
-    parts: &Parts,
+    engine: &Engine,
     adapter: Option<&Arc<Adapter>>,
     prompts: &[Asked],
     answers: &Answers,
@@ -120,8 +118,8 @@ fn scores(
     let mut scores = Scores {
         reward: mean(rewards.iter().map(|reward| f64::from(*reward))),
         length: mean(answers.tokens.iter().map(|tokens| *tokens as f64)),
-        kl: kl(parts, adapter, &answers.sequences, watch)?,
-        perplexity: perplexity(parts, adapter)?,
+        kl: kl(engine, adapter, &answers.sequences, watch)?,
+        perplexity: perplexity(engine, adapter, watch.sequence_tokens)?,
         ..Scores::default()
     };
     for (asked, text) in prompts.iter().zip(&answers.texts) {
@@ -138,13 +136,13 @@ fn scores(
 
 /// Mean of `log π − log π_ref` over the answers' tokens.
 fn kl(
-    parts: &Parts,
+    engine: &Engine,
     adapter: Option<&Arc<Adapter>>,
     sequences: &[Sequence],
     watch: &Watch<'_>,
 ) -> Result<f64, learn::Error> {
     let Some(adapter) = adapter else { return Ok(0.0) };
-    let decoder = &parts.engine.model().decoder;
+    let decoder = &engine.model().decoder;
     let (mut sum, mut tokens) = (0.0, 0);
     for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
         let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
@@ -158,11 +156,10 @@ fn kl(
 }
 
 /// `exp` of the mean negative log-probability of the fixed text's tokens.
-fn perplexity(parts: &Parts, adapter: Option<&Arc<Adapter>>) -> Result<f64, learn::Error> {
-    let model = parts.engine.model();
+fn perplexity(engine: &Engine, adapter: Option<&Arc<Adapter>>, most: usize) -> Result<f64, learn::Error> {
+    let model = engine.model();
     let tokens = model.vocabulary.encode_answer(FIXED_TEXT)?;
-    let sequence =
-        Sequence { tokens: tokens.into_iter().take(parts.learn.pace.sequence_tokens).collect(), prompt: 1 };
+    let sequence = Sequence { tokens: tokens.into_iter().take(most).collect(), prompt: 1 };
     let mut nats = Vec::new();
     for micro in MicroBatch::pack(&[sequence], usize::MAX) {
         let trunk = model.decoder.trunk(&micro.batch(None), 0)?;

@@ -14,14 +14,14 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::completion::{Completion, CompletionId, InteractionType, Prompt, Timestamp, Version};
-use crate::policy::{Event, GenerateRequest, Generated, Sampling, TokenLogprob};
-use crate::signals;
+use crate::completion::{CompletionId, InteractionType, Prompt, Timestamp, Version};
+use crate::policy::{Engine, Event, GenerateRequest, Generated, Sampling, TokenLogprob};
 
 use super::{
-    State,
+    Backend, State,
     error::ApiError,
     metrics::{Metrics, Served},
+    record,
     shape::Shape,
     wire::{self, Asked},
 };
@@ -29,25 +29,27 @@ use super::{
 type Result<T> = std::result::Result<T, ApiError>;
 
 pub(super) async fn chat(extract::State(state): extract::State<State>, body: Bytes) -> Result<Response> {
-    answer(state, wire::chat(&body)?, Shape::Chat).await
+    let Backend::Embedded(engine) = state.backend.clone();
+    answer(state, engine, wire::chat(&body)?, Shape::Chat).await
 }
 
 pub(super) async fn text(extract::State(state): extract::State<State>, body: Bytes) -> Result<Response> {
-    answer(state, wire::text(&body)?, Shape::Text).await
+    let Backend::Embedded(engine) = state.backend.clone();
+    answer(state, engine, wire::text(&body)?, Shape::Text).await
 }
 
-async fn answer(state: State, asked: Asked, shape: Shape) -> Result<Response> {
+async fn answer(state: State, engine: Engine, asked: Asked, shape: Shape) -> Result<Response> {
     let started = Instant::now();
-    if asked.model != "default" && asked.model != state.engine.model_name() {
+    if asked.model != "default" && asked.model != engine.model_name() {
         return Err(ApiError::unknown_model(&asked.model));
     }
-    let prompt = encode(&state, &asked.prompt).await?;
+    let prompt = encode(&engine, &asked.prompt).await?;
     // A new tag takes one of few places, which only a request that can be answered is worth.
     let interaction = interaction(&state, &asked)?;
     let pending = Pending {
         metrics: Arc::clone(&state.metrics),
         interaction: interaction.clone(),
-        version: state.engine.served(),
+        version: engine.served(),
         choices: asked.n as u64,
     };
     let mut call = Call {
@@ -55,6 +57,7 @@ async fn answer(state: State, asked: Asked, shape: Shape) -> Result<Response> {
         at: (state.clock)(),
         prompt_tokens: prompt.len(),
         state,
+        engine,
         asked,
         shape,
         interaction,
@@ -81,8 +84,8 @@ fn interaction(state: &State, asked: &Asked) -> Result<InteractionType> {
 }
 
 /// Off the runtime: a megabyte of text keeps the tokenizer busy for a while.
-async fn encode(state: &State, prompt: &Prompt) -> Result<Vec<u32>> {
-    let (engine, prompt) = (state.engine.clone(), prompt.clone());
+async fn encode(engine: &Engine, prompt: &Prompt) -> Result<Vec<u32>> {
+    let (engine, prompt) = (engine.clone(), prompt.clone());
     let encoded = tokio::task::spawn_blocking(move || match &prompt {
         Prompt::Chat(messages) => engine.encode_chat(messages),
         Prompt::Text(text) => engine.encode_text(text),
@@ -93,6 +96,7 @@ async fn encode(state: &State, prompt: &Prompt) -> Result<Vec<u32>> {
 /// A request on its way through the engine.
 struct Call {
     state: State,
+    engine: Engine,
     asked: Asked,
     shape: Shape,
     interaction: InteractionType,
@@ -164,7 +168,7 @@ impl Call {
     /// One sequence a choice; the seeds of further choices follow the first.
     fn submit(&self, prompt: &[u32]) -> Result<Vec<mpsc::Receiver<Event>>> {
         let asked = &self.asked;
-        let room = self.state.engine.context().saturating_sub(prompt.len());
+        let room = self.engine.context().saturating_sub(prompt.len());
         let max_tokens = asked.max_tokens.unwrap_or(self.state.config.default_max_tokens.min(room).max(1));
         let seed = asked.seed.unwrap_or_else(|| self.ids[0].0.as_u64_pair().1);
         (0..asked.n)
@@ -182,7 +186,7 @@ impl Call {
                     top_logprobs: asked.top_logprobs,
                     pinned: None,
                 };
-                let taken = self.state.engine.submit(request);
+                let taken = self.engine.submit(request);
                 taken.map_err(|error| ApiError::not_taken(&error, self.shape.prompt_field()))
             })
             .collect()
@@ -218,7 +222,7 @@ impl Call {
             "id": self.ids[0],
             "object": object,
             "created": self.at.0 / 1000,
-            "model": self.state.engine.model_name(),
+            "model": self.engine.model_name(),
         })
     }
 
@@ -233,7 +237,7 @@ impl Call {
     /// Counts what has not ended, as ended badly.
     fn end(&mut self, error: ApiError, outcome: &str) -> ApiError {
         self.pending.end(outcome);
-        let (model, seconds) = (self.state.engine.model_name(), self.started.elapsed().as_secs_f64());
+        let (model, seconds) = (self.engine.model_name(), self.started.elapsed().as_secs_f64());
         self.state.metrics.refused(self.shape.operation(), model, error.label(), seconds);
         error
     }
@@ -243,7 +247,7 @@ impl Call {
         let seconds = self.started.elapsed().as_secs_f64();
         self.state.metrics.served(Served {
             operation: self.shape.operation(),
-            model: self.state.engine.model_name(),
+            model: self.engine.model_name(),
             seconds,
             first_token_seconds: self.total.first_token_seconds.unwrap_or(seconds),
             prompt_tokens: self.prompt_tokens,
@@ -254,27 +258,25 @@ impl Call {
 
     /// Reads the signals of an answer and puts it into the store; returns once it is on disk.
     async fn record(&mut self, nth: usize, text: &str, end: &Generated) -> Result<()> {
-        let asked = &self.asked;
-        let request = asked.prompt.request();
-        let completion = Completion {
-            id: self.ids[nth],
+        let request = record::Request {
             at: self.at,
+            prompt: &self.asked.prompt,
+            interaction: &self.interaction,
+            risk: self.asked.risk,
+            user: self.asked.user.as_deref(),
+            metadata: &self.asked.metadata,
+        };
+        let answer = record::Answer {
+            id: self.ids[nth],
             version: end.version,
-            interaction: self.interaction.clone(),
-            prompt: asked.prompt.clone(),
-            answer: text.to_owned(),
+            text,
             finish_reason: end.finish_reason,
             prompt_tokens: self.prompt_tokens,
             completion_tokens: end.tokens.len(),
-            refusal: signals::refusal(request, text),
-            risk: asked.risk.unwrap_or_else(|| signals::risk(request)),
-            helpfulness: signals::usable(text, end.finish_reason),
-            // The store keeps finite numbers only, and an answer is worth more than its measurement.
-            kl: end.kl.filter(|kl| kl.is_finite()),
+            kl: end.kl,
             seconds: self.started.elapsed().as_secs_f64(),
-            user: asked.user.clone(),
-            metadata: asked.metadata.clone(),
         };
+        let completion = record::completion(request, answer);
         self.state.store.append(&completion).await?;
         self.state.metrics.completion(&completion);
         self.pending.choices = self.pending.choices.saturating_sub(1);

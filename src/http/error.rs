@@ -241,7 +241,7 @@ impl From<cycle::Error> for ApiError {
 impl From<StartError> for ApiError {
     fn from(error: StartError) -> Self {
         match error {
-            StartError::Busy { .. } => Self::conflict(error.to_string()),
+            StartError::Busy { .. } | StartError::NoModel => Self::conflict(error.to_string()),
             StartError::UnknownRecipe { .. } => Self::parameter("recipe", "must be one of ppo, dpo, sft"),
             StartError::Cycle(error) => error.into(),
         }

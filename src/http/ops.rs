@@ -15,7 +15,7 @@ use super::{ROUTES, State, error::ApiError};
 
 pub(super) async fn models(Extract(state): Extract<State>) -> Json<Value> {
     let model =
-        json!({ "id": state.engine.model_name(), "object": "model", "created": 0, "owned_by": "gyrostat" });
+        json!({ "id": state.backend.model_name(), "object": "model", "created": 0, "owned_by": "gyrostat" });
     Json(json!({ "object": "list", "data": [model] }))
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn readyz(Extract(state): Extract<State>) -> Response {
     let body = json!({
         "status": fault.unwrap_or_else(|| "ok".to_owned()),
         "version": state.registry.active(),
-        "model": state.engine.model_name(),
+        "model": state.backend.model_name(),
     });
     (status, Json(body)).into_response()
 }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use gyrostat::{
     completion::{Timestamp, Version},
-    policy::{Adapter, Shape},
+    policy::{Adapter, Model, Shape},
     registry::Origin,
 };
 use serde_json::json;
@@ -16,7 +16,8 @@ use super::harness::{Running, start, start_with};
 
 /// Puts an adapter that changes the answers on disk, as an update would.
 fn stage(running: &Running, seed: u64) -> Version {
-    let architecture = &running.app.state.engine.model().decoder.architecture;
+    let model = Model::load(running.dir.path().join("tiny").to_str().unwrap()).unwrap();
+    let architecture = &model.decoder.architecture;
     let shape = Shape { rank: 2, alpha: 64.0, first_layer: 0, score: false };
     let fresh = Adapter::new(architecture, shape, seed).unwrap();
     let moved: Vec<Vec<f32>> =
