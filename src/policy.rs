@@ -11,6 +11,7 @@ mod linear;
 pub mod lora;
 mod metrics;
 mod ops;
+mod packed;
 mod prompt;
 pub mod request;
 mod sampler;

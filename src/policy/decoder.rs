@@ -196,25 +196,23 @@ impl Decoder {
     ) -> Result<Tensor> {
         let layer = &self.layers[index];
         let mut low_rank = Vec::new();
-        let mut linear = |x: &Tensor, target| {
-            let (y, inner) = project(&layer.linears[target as usize], x, batch, index, target)?;
-            low_rank.push(inner);
-            Ok::<Tensor, candle_core::Error>(y)
-        };
         let normed = rms_norm(&x, &layer.attention_norm, self.epsilon())?;
-        let q = self.rope.rotate(&linear(&normed, Target::Query)?, positions)?;
-        let k = self.rope.rotate(&linear(&normed, Target::Key)?, positions)?;
-        let v = linear(&normed, Target::Value)?;
+        let targets = [Target::Query, Target::Key, Target::Value];
+        let [q, k, v] = layer.project(targets, &normed, batch, index, &mut low_rank)?;
+        let q = self.rope.rotate(&q, positions)?;
+        let k = self.rope.rotate(&k, positions)?;
         let attention = match memory {
             Memory::Caches(caches) => self.attend_cached(index, (&q, &k, &v), batch, caches)?,
             Memory::Nothing | Memory::Tape(_) => self.attend_fresh((&q, &k, &v), batch)?,
         };
-        let middle = (&x + linear(&attention, Target::Output)?)?;
+        let [attended] = layer.project([Target::Output], &attention, batch, index, &mut low_rank)?;
+        let middle = (&x + attended)?;
         let mlp_normed = rms_norm(&middle, &layer.mlp_norm, self.epsilon())?;
-        let gate = linear(&mlp_normed, Target::Gate)?;
-        let up = linear(&mlp_normed, Target::Up)?;
+        let [gate, up] =
+            layer.project([Target::Gate, Target::Up], &mlp_normed, batch, index, &mut low_rank)?;
         let activated = swiglu(&gate, &up)?;
-        let out = (&middle + linear(&activated, Target::Down)?)?;
+        let [down] = layer.project([Target::Down], &activated, batch, index, &mut low_rank)?;
+        let out = (&middle + down)?;
         if let Memory::Tape(tape) = memory {
             tape.push(LayerTape {
                 x,
@@ -270,17 +268,36 @@ impl Decoder {
     }
 }
 
-/// `x Wᵀ`, with each adapter's `scale · (x Aᵀ) Bᵀ` added to its rows.
+impl Layer {
+    /// The products of some linears with one input, adapters applied; appends to `low_rank` what [`adapted`] returns.
+    fn project<const N: usize>(
+        &self,
+        targets: [Target; N],
+        x: &Tensor,
+        batch: &Batch,
+        layer: usize,
+        low_rank: &mut Vec<Option<Tensor>>,
+    ) -> Result<[Tensor; N]> {
+        let mut products = Linear::forward_all(targets.map(|target| &self.linears[target as usize]), x)?;
+        for (y, target) in products.iter_mut().zip(targets) {
+            let (changed, middle) = adapted(y, x, batch, layer, target)?;
+            *y = changed;
+            low_rank.push(middle);
+        }
+        Ok(products)
+    }
+}
+
+/// `y = x Wᵀ` with each adapter's `scale · (x Aᵀ) Bᵀ` added to its rows.
 ///
 /// Returns the low-rank middle `scale · x Aᵀ` of the last adapter too, which the backward pass needs.
-fn project(
-    weight: &Linear,
+fn adapted(
+    y: &Tensor,
     x: &Tensor,
     batch: &Batch,
     layer: usize,
     target: Target,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let y = weight.forward(x)?;
     let rows = y.dim(0)?;
     let mut pieces: Vec<Tensor> = Vec::new();
     let mut done = 0;
@@ -303,7 +320,7 @@ fn project(
         pieces.push(changed);
     }
     if pieces.is_empty() {
-        return Ok((y, inner));
+        return Ok((y.clone(), inner));
     }
     if done < rows {
         pieces.push(y.narrow(0, done, rows - done)?);

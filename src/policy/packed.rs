@@ -1,0 +1,392 @@
+//! Quantised weights that stay packed, and their products with f32 activations.
+//!
+//! Serving few streams is bound by how fast weights come from memory, so they are unpacked in registers, to the file's own
+//! values. Activations are not quantised: the products are those of the dequantised matrix to the rounding of f32.
+
+use candle_core::{Device, Result, Tensor};
+use half::f16;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::ops::read;
+
+/// Outputs that lie side by side, one in each lane: a register of AVX-512, two of AVX2, four of NEON.
+const STRIP: usize = 16;
+/// Multiplications below which waking a second thread costs more than it saves.
+const PARALLEL_WORK: usize = 1 << 16;
+/// Parts of the work for each thread, so that one that is late is not waited for.
+const PARTS_A_THREAD: usize = 4;
+
+/// `[out, in]` in blocks of weights that share a scale and an offset.
+///
+/// [`STRIP`] outputs make a strip, a sequence of vectors with a lane for each of them. For every block these are one of
+/// scales and offsets (two f16 in a word), then the weights, consecutive ones from the lowest bits of a word up. An input
+/// is thus multiplied with a whole register, no lane is ever added to another, and memory is read from end to end.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    out: usize,
+    input: usize,
+    bits: Bits,
+    /// A weight is `scale · (q − zero) + offset`.
+    zero: u32,
+    vectors: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bits {
+    Four,
+    Eight,
+}
+
+impl Bits {
+    pub(crate) fn count(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+}
+
+impl Packed {
+    /// Weights that share a scale and an offset.
+    pub(crate) const BLOCK: usize = 32;
+
+    /// All zeros, to be [`Packed::put`] into. `input` is a multiple of [`Packed::BLOCK`].
+    pub(crate) fn empty(out: usize, input: usize, bits: Bits, zero: u32) -> Self {
+        let words = out.next_multiple_of(STRIP) * input / Self::BLOCK * (1 + bits.count());
+        Self { out, input, bits, zero, vectors: vec![0; words] }
+    }
+
+    /// Sets one block, counted along the rows; `None` if its scale or offset is no number.
+    pub(crate) fn put(&mut self, block: usize, scales: [u16; 2], quants: &[u8]) -> Option<()> {
+        let finite = scales.iter().all(|half| f16::from_bits(*half).is_finite());
+        let blocks = self.input / Self::BLOCK;
+        let (row, vector) = (block / blocks, block % blocks * (1 + self.bits.count()));
+        let bits = self.bits.count();
+        let words = quants.chunks_exact(32 / bits).map(|quants| {
+            let parts = quants.iter().enumerate();
+            parts.map(|(part, quant)| u32::from(*quant) << (part * bits)).sum::<u32>()
+        });
+        let scales = u32::from(scales[0]) | u32::from(scales[1]) << 16;
+        let start = self.start(row) + vector * STRIP;
+        let places = self.vectors.get_mut(start..)?.iter_mut().step_by(STRIP);
+        for (place, word) in places.zip([scales].into_iter().chain(words)) {
+            *place = word;
+        }
+        finite.then_some(())
+    }
+
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        [self.out, self.input]
+    }
+
+    /// Words of a strip.
+    fn strip(&self) -> usize {
+        self.input / Self::BLOCK * (1 + self.bits.count()) * STRIP
+    }
+
+    /// Where a row's words begin; they lie [`STRIP`] apart.
+    fn start(&self, row: usize) -> usize {
+        row / STRIP * self.strip() + row % STRIP
+    }
+
+    /// The words of one row.
+    fn row(&self, row: usize) -> impl Iterator<Item = &u32> {
+        self.vectors[row / STRIP * self.strip()..][..self.strip()].iter().skip(row % STRIP).step_by(STRIP)
+    }
+
+    /// Appends one row in f32.
+    pub(crate) fn unpack_row(&self, row: usize, to: &mut Vec<f32>) {
+        let bits = self.bits.count();
+        let (mut scale, mut offset) = (0.0, 0.0);
+        for (at, word) in self.row(row).enumerate() {
+            if at % (1 + bits) == 0 {
+                scale = f16::from_bits(*word as u16).to_f32();
+                offset = f16::from_bits((word >> 16) as u16).to_f32();
+                continue;
+            }
+            let quant = |part: usize| (word >> (part * bits)) & ((1 << bits) - 1);
+            to.extend((0..32 / bits).map(|part| scale * (quant(part) as f32 - self.zero as f32) + offset));
+        }
+    }
+
+    /// `[out, in]` in f32.
+    pub(crate) fn dense(&self) -> Vec<f32> {
+        let mut dense = vec![0f32; self.out * self.input];
+        let arch = Arch::new();
+        let strips = self.vectors.par_chunks_exact(self.strip());
+        dense.par_chunks_mut(STRIP * self.input).zip(strips).for_each_init(
+            || vec![0f32; STRIP * self.input],
+            |columns, (rows, strip)| {
+                match self.bits {
+                    Bits::Four => arch.dispatch(Unpack::<4> { strip, zero: self.zero, columns }),
+                    Bits::Eight => arch.dispatch(Unpack::<8> { strip, zero: self.zero, columns }),
+                }
+                for (lane, row) in rows.chunks_exact_mut(self.input).enumerate() {
+                    for (weight, column) in row.iter_mut().zip(columns.chunks_exact(STRIP)) {
+                        *weight = column[lane];
+                    }
+                }
+            },
+        );
+        dense
+    }
+
+    /// The same matrix with its rows in another order: row `i` becomes what `from(i)` was.
+    pub(crate) fn reordered(&self, from: impl Fn(usize) -> usize) -> Self {
+        let mut to = Self::empty(self.out, self.input, self.bits, self.zero);
+        for row in 0..self.out {
+            let start = to.start(row);
+            for (place, word) in to.vectors[start..].iter_mut().step_by(STRIP).zip(self.row(from(row))) {
+                *place = *word;
+            }
+        }
+        to
+    }
+
+    /// `x Wᵀ` of each matrix, for one `x` of `[rows, in]`: `[rows, out]` each.
+    pub(crate) fn products(matrices: &[&Self], x: &Tensor) -> Result<Vec<Tensor>> {
+        let (rows, input) = x.dims2()?;
+        if let Some(matrix) = matrices.iter().find(|matrix| matrix.input != input) {
+            candle_core::bail!("rows of {input} do not fit a matrix of {:?}", matrix.dims())
+        }
+        let mut products: Vec<Vec<f32>> =
+            matrices.iter().map(|matrix| vec![0f32; rows * matrix.out]).collect();
+        let groups = groups(rows);
+        let panels = read(x, |x| interleaved(x, input, &groups))?;
+        let tiles = tiles(matrices, &mut products);
+        let work: usize = matrices.iter().map(|matrix| matrix.out * input * rows).sum();
+        if work < PARALLEL_WORK {
+            for tile in tiles {
+                tile.fill(&panels, &groups);
+            }
+        } else {
+            tiles.into_par_iter().for_each(|tile| tile.fill(&panels, &groups));
+        }
+        let tensors = products.into_iter().zip(matrices);
+        tensors.map(|(y, matrix)| Tensor::from_vec(y, (rows, matrix.out), &Device::Cpu)).collect()
+    }
+}
+
+/// Numbers of rows that are multiplied together, adding up to `rows`: as many as there are registers for sums.
+fn groups(rows: usize) -> Vec<usize> {
+    const SIZES: [usize; 6] = [24, 16, 8, 4, 2, 1];
+    let most = Arch::new().dispatch(SumRegisters);
+    let mut groups = Vec::new();
+    let mut left = rows;
+    while let Some(size) = SIZES.iter().find(|size| **size <= left.min(most)) {
+        groups.push(*size);
+        left -= size;
+    }
+    groups
+}
+
+/// The rows of each group interleaved: what the rows have at the first input, then what they have at the second …
+fn interleaved(x: &[f32], input: usize, groups: &[usize]) -> Vec<f32> {
+    let mut panels = vec![0f32; x.len()];
+    let mut start = 0;
+    for size in groups {
+        let range = start * input..(start + size) * input;
+        for (nth, row) in x[range.clone()].chunks_exact(input).enumerate() {
+            for (place, value) in panels[range.clone()].iter_mut().skip(nth).step_by(*size).zip(row) {
+                *place = *value;
+            }
+        }
+        start += size;
+    }
+    panels
+}
+
+/// Some strips of one matrix, and where their products go.
+struct Tile<'a> {
+    packed: &'a Packed,
+    strips: &'a [u32],
+    /// The strips' own piece of each row of the product.
+    y: Vec<&'a mut [f32]>,
+}
+
+/// The products in parts for the threads.
+fn tiles<'a>(matrices: &[&'a Packed], products: &'a mut [Vec<f32>]) -> Vec<Tile<'a>> {
+    let strips: usize = matrices.iter().map(|matrix| matrix.out.div_ceil(STRIP)).sum();
+    let width = strips.div_ceil(rayon::current_num_threads() * PARTS_A_THREAD).max(1);
+    let mut tiles = Vec::new();
+    for (packed, product) in matrices.iter().zip(products) {
+        let first = tiles.len();
+        let parts = packed.vectors.chunks(width * packed.strip());
+        tiles.extend(parts.map(|strips| Tile { packed, strips, y: Vec::new() }));
+        for row in product.chunks_exact_mut(packed.out) {
+            for (tile, piece) in tiles[first..].iter_mut().zip(row.chunks_mut(width * STRIP)) {
+                tile.y.push(piece);
+            }
+        }
+    }
+    tiles
+}
+
+impl Tile<'_> {
+    fn fill(mut self, panels: &[f32], groups: &[usize]) {
+        let mut rest = self.y.as_mut_slice();
+        let mut panels = panels;
+        for size in groups {
+            let (y, others) = rest.split_at_mut(*size);
+            let (x, further) = panels.split_at(size * self.packed.input);
+            let (strips, packed) = (self.strips, self.packed);
+            match packed.bits {
+                Bits::Four => dispatch::<4>(packed, strips, x, y),
+                Bits::Eight => dispatch::<8>(packed, strips, x, y),
+            }
+            (rest, panels) = (others, further);
+        }
+    }
+}
+
+fn dispatch<const BITS: usize>(packed: &Packed, strips: &[u32], x: &[f32], y: &mut [&mut [f32]]) {
+    let arch = Arch::new();
+    match y.len() {
+        1 => arch.dispatch(Products::<BITS, 1, 4> { packed, strips, x, y }),
+        2 => arch.dispatch(Products::<BITS, 2, 2> { packed, strips, x, y }),
+        4 => arch.dispatch(Products::<BITS, 4, 1> { packed, strips, x, y }),
+        8 => arch.dispatch(Products::<BITS, 8, 1> { packed, strips, x, y }),
+        16 => arch.dispatch(Products::<BITS, 16, 1> { packed, strips, x, y }),
+        _ => arch.dispatch(Products::<BITS, 24, 1> { packed, strips, x, y }),
+    }
+}
+
+/// Registers that are left for sums beside the weights, their scales and the masks.
+struct SumRegisters;
+
+impl WithSimd for SumRegisters {
+    type Output = usize;
+
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        if S::REGISTER_COUNT >= 32 { 24 } else { 8 }
+    }
+}
+
+/// Dot products of `R` interleaved rows with some strips, in `SUMS` partial sums each, so that no sum waits for the last.
+struct Products<'a, 'b, const BITS: usize, const R: usize, const SUMS: usize> {
+    packed: &'a Packed,
+    strips: &'a [u32],
+    x: &'a [f32],
+    y: &'a mut [&'b mut [f32]],
+}
+
+impl<const BITS: usize, const R: usize, const SUMS: usize> WithSimd for Products<'_, '_, BITS, R, SUMS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { packed, strips, x, y } = self;
+        let registers = registers::<S>();
+        for (at, strip) in strips.chunks_exact(packed.strip()).enumerate() {
+            let mut lanes = [[0f32; STRIP]; R];
+            for register in 0..registers {
+                let mut sums = [[simd.splat_f32s(0.0); R]; SUMS];
+                let blocks = strip.chunks_exact((1 + BITS) * STRIP);
+                for (block, x) in blocks.zip(x.chunks_exact(Packed::BLOCK * R)) {
+                    let block = S::as_simd_u32s(block).0;
+                    let line = line::<S, BITS>(simd, block[register], packed.zero);
+                    for (word, x) in x.chunks_exact(32 / BITS * R).enumerate() {
+                        let word = block[(1 + word) * registers + register];
+                        for (part, x) in x.chunks_exact(R).enumerate() {
+                            let weights = weights::<S, BITS>(simd, word, part, line);
+                            for (sum, x) in sums[part % SUMS].iter_mut().zip(x) {
+                                *sum = simd.mul_add_e_f32s(weights, simd.splat_f32s(*x), *sum);
+                            }
+                        }
+                    }
+                }
+                for (nth, lanes) in lanes.iter_mut().enumerate() {
+                    let total =
+                        sums[1..].iter().fold(sums[0][nth], |total, sums| simd.add_f32s(total, sums[nth]));
+                    S::as_mut_simd_f32s(lanes).0[register] = total;
+                }
+            }
+            for (y, lanes) in y.iter_mut().zip(&lanes) {
+                let rest = &mut y[at * STRIP..];
+                let len = rest.len().min(STRIP);
+                rest[..len].copy_from_slice(&lanes[..len]);
+            }
+        }
+    }
+}
+
+/// A strip's weights in f32, the lanes of each input after those of the one before.
+struct Unpack<'a, const BITS: usize> {
+    strip: &'a [u32],
+    zero: u32,
+    columns: &'a mut [f32],
+}
+
+impl<const BITS: usize> WithSimd for Unpack<'_, BITS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { strip, zero, columns } = self;
+        let registers = registers::<S>();
+        let blocks =
+            strip.chunks_exact((1 + BITS) * STRIP).zip(columns.chunks_exact_mut(Packed::BLOCK * STRIP));
+        for (block, columns) in blocks {
+            let (block, columns) = (S::as_simd_u32s(block).0, S::as_mut_simd_f32s(columns).0);
+            for register in 0..registers {
+                let line = line::<S, BITS>(simd, block[register], zero);
+                for at in 0..Packed::BLOCK {
+                    let word = block[(1 + at / (32 / BITS)) * registers + register];
+                    columns[at * registers + register] =
+                        weights::<S, BITS>(simd, word, at % (32 / BITS), line);
+                }
+            }
+        }
+    }
+}
+
+/// Registers that make up a vector of [`STRIP`] lanes.
+#[inline(always)]
+fn registers<S: Simd>() -> usize {
+    const { assert!(STRIP.is_multiple_of(S::U32_LANES), "a register holds at most a strip's lanes") };
+    STRIP / S::U32_LANES
+}
+
+/// `a` and `b` with which a weight is `a · (1 + q / 2^bits) + b`, from a word of two f16.
+#[inline(always)]
+fn line<S: Simd, const BITS: usize>(simd: S, scales: S::u32s, zero: u32) -> (S::f32s, S::f32s) {
+    let scale = widened(simd, scales);
+    let offset = widened(simd, simd.wrapping_dyn_shr_u32s(scales, simd.splat_u32s(16)));
+    let one = (1u32 << BITS) as f32;
+    let a = simd.mul_f32s(scale, simd.splat_f32s(one));
+    (a, simd.mul_add_e_f32s(scale, simd.splat_f32s(-one - zero as f32), offset))
+}
+
+/// The f16 in the low half of each word, as f32: its exponent and fraction in their new places, times what the exponents'
+/// biases differ by. That holds for subnormal ones too, not for infinities.
+#[inline(always)]
+fn widened<S: Simd>(simd: S, halves: S::u32s) -> S::f32s {
+    let sign =
+        simd.wrapping_dyn_shl_u32s(simd.and_u32s(halves, simd.splat_u32s(0x8000)), simd.splat_u32s(16));
+    let rest =
+        simd.wrapping_dyn_shl_u32s(simd.and_u32s(halves, simd.splat_u32s(0x7fff)), simd.splat_u32s(13));
+    let size =
+        simd.mul_f32s(simd.transmute_f32s_u32s(rest), simd.splat_f32s(f32::from_bits((127 + 112) << 23)));
+    simd.transmute_f32s_u32s(simd.or_u32s(simd.transmute_u32s_f32s(size), sign))
+}
+
+/// The weights at `part` of some words. The bits of `q` become the highest of the fraction of a number from 1 to 2, so
+/// that they need no conversion to f32.
+#[inline(always)]
+fn weights<S: Simd, const BITS: usize>(
+    simd: S,
+    words: S::u32s,
+    part: usize,
+    (a, b): (S::f32s, S::f32s),
+) -> S::f32s {
+    let (from, to) = (part * BITS, 23 - BITS);
+    let moved = if from > to {
+        simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s((from - to) as u32))
+    } else {
+        simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s((to - from) as u32))
+    };
+    let fraction = simd.and_u32s(moved, simd.splat_u32s(((1 << BITS) - 1) << to));
+    let quant = simd.transmute_f32s_u32s(simd.or_u32s(fraction, simd.splat_u32s(1f32.to_bits())));
+    simd.mul_add_e_f32s(quant, a, b)
+}
