@@ -5,7 +5,7 @@
 //! loop for the widest vectors that the machine has; only what is inlined into it is, hence the attributes on closures.
 
 use candle_core::{Result, Storage, Tensor};
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 /// Rows below which waking a second thread costs more than it saves.
@@ -32,20 +32,33 @@ fn by_rows(like: &Tensor, columns: usize, fill: impl Fn(usize, &mut [f32]) + Syn
 /// Runs `fill` on every row, on several threads where there are rows enough.
 pub(crate) fn for_each_row(out: &mut [f32], columns: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
     let arch = Arch::new();
+    let fill = &fill;
     if out.len() / columns < PARALLEL_ROWS {
         for (row, out) in out.chunks_exact_mut(columns).enumerate() {
-            arch.dispatch(
-                #[inline(always)]
-                || fill(row, out),
-            );
+            arch.dispatch(Row { fill, row, out });
         }
     } else {
-        out.par_chunks_exact_mut(columns).with_min_len(4).enumerate().for_each(|(row, out)| {
-            arch.dispatch(
-                #[inline(always)]
-                || fill(row, out),
-            )
-        });
+        out.par_chunks_exact_mut(columns)
+            .with_min_len(4)
+            .enumerate()
+            .for_each(|(row, out)| arch.dispatch(Row { fill, row, out }));
+    }
+}
+
+/// A row to be filled. A closure in its place would be called through a shim that is not always inlined, and what is not
+/// inlined is not compiled for wide vectors.
+struct Row<'a, F> {
+    fill: &'a F,
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl<F: Fn(usize, &mut [f32])> NullaryFnOnce for Row<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        (self.fill)(self.row, self.out)
     }
 }
 
