@@ -1,5 +1,7 @@
 //! `gyrostat bench`: this machine's speed, as a small table or JSON.
 
+mod serve;
+
 use std::{io::Write, sync::Arc, time::Instant};
 
 use clap::ValueEnum;
@@ -9,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::config::Config;
 use crate::drift::{Detector, Kind, Watch as Directions};
 use crate::learn::ppo;
-use crate::policy::{AdapterGradient, Batch, Decoder, KvCache};
+use crate::policy::{AdapterGradient, Batch, Decoder};
 use crate::store::{self, Store};
 
 use super::{Error, generate, jsonl};
@@ -46,16 +48,13 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let rounds = args.rounds.max(1);
     match args.what {
         What::Serve => {
-            let model = generate::load(&config.policy.model)?;
-            let mut measured: [Vec<f64>; 3] = Default::default();
-            for round in 0..rounds {
-                let figures = serve(&model.decoder, round)?;
-                measured.iter_mut().zip(figures).for_each(|(list, figure)| list.push(figure));
-            }
-            let [prefill, one, eight] = measured;
-            row("prefill_256_tokens_per_second", prefill);
-            row("decode_1_stream_tokens_per_second", one);
-            row("decode_8_streams_tokens_per_second", eight);
+            let (engine, _serving) = serve::start(config)?;
+            let measured: Vec<_> =
+                (0..rounds).map(|round| serve::measure(&engine, round)).collect::<Result<_, _>>()?;
+            let all = |of: fn(&serve::Figures) -> f64| measured.iter().map(of).collect();
+            row("prefill_256_tokens_per_second", all(|figures| figures.prefill));
+            row("decode_1_stream_tokens_per_second", all(|figures| figures.one));
+            row("decode_8_streams_tokens_per_second", all(|figures| figures.eight));
         }
         What::Train => {
             let model = generate::load(&config.policy.model)?;
@@ -97,36 +96,6 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
 fn tokens(count: usize, salt: usize, decoder: &Decoder) -> Vec<u32> {
     let vocabulary = decoder.architecture.vocabulary;
     (0..count).map(|at| ((100 + (at * 7 + salt * 131) % 3000) % vocabulary) as u32).collect()
-}
-
-/// Tokens a second: prefill of 256, decode of 128 alone, decode of 8 × 96 together.
-fn serve(decoder: &Decoder, round: usize) -> Result<[f64; 3], Error> {
-    let layers = decoder.architecture.layers;
-    let mut cache = KvCache::new(layers);
-    let mut batch = Batch::default();
-    batch.push(&tokens(256, round, decoder), 0, None);
-    let started = Instant::now();
-    let hidden = decoder.step(&batch, &mut [&mut cache])?;
-    decoder.logits(&hidden.narrow(0, 255, 1)?)?;
-    let prefill = 256.0 / started.elapsed().as_secs_f64();
-    let one = decode(decoder, &mut [cache], 128)?;
-    let mut caches: Vec<KvCache> = (0..8).map(|_| KvCache::new(layers)).collect();
-    let eight = decode(decoder, &mut caches, 96)?;
-    Ok([prefill, one, eight])
-}
-
-fn decode(decoder: &Decoder, caches: &mut [KvCache], steps: usize) -> Result<f64, Error> {
-    let started = Instant::now();
-    for step in 0..steps {
-        let mut batch = Batch::default();
-        for cache in &*caches {
-            batch.push(&tokens(1, step, decoder), cache.len(), None);
-        }
-        let mut borrowed: Vec<&mut KvCache> = caches.iter_mut().collect();
-        let hidden = decoder.step(&batch, &mut borrowed)?;
-        decoder.logits(&hidden)?;
-    }
-    Ok((steps * caches.len()) as f64 / started.elapsed().as_secs_f64())
 }
 
 /// Tokens a second of one forward and backward pass of a LoRA on all linears, log-probabilities of every token.

@@ -176,7 +176,8 @@ impl Loop {
     fn run(&mut self) {
         while self.admit() {
             self.drop_cancelled();
-            if let Err(fault) = self.step() {
+            // Within the pool the thread takes part in the work, and need not wake another for every product.
+            if let Err(fault) = rayon::scope(|_| self.step()) {
                 error!(%fault, "the device failed; all running requests are given up");
                 for sequence in std::mem::take(&mut self.running) {
                     sequence.fail("the device failed");

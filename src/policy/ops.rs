@@ -34,31 +34,31 @@ pub(crate) fn for_each_row(out: &mut [f32], columns: usize, fill: impl Fn(usize,
     let arch = Arch::new();
     let fill = &fill;
     if out.len() / columns < PARALLEL_ROWS {
-        for (row, out) in out.chunks_exact_mut(columns).enumerate() {
-            arch.dispatch(Row { fill, row, out });
+        for (nth, out) in out.chunks_exact_mut(columns).enumerate() {
+            arch.dispatch(Filled { fill, nth, out });
         }
     } else {
         out.par_chunks_exact_mut(columns)
             .with_min_len(4)
             .enumerate()
-            .for_each(|(row, out)| arch.dispatch(Row { fill, row, out }));
+            .for_each(|(nth, out)| arch.dispatch(Filled { fill, nth, out }));
     }
 }
 
 /// A row to be filled. A closure in its place would be called through a shim that is not always inlined, and what is not
 /// inlined is not compiled for wide vectors.
-struct Row<'a, F> {
+struct Filled<'a, F> {
     fill: &'a F,
-    row: usize,
+    nth: usize,
     out: &'a mut [f32],
 }
 
-impl<F: Fn(usize, &mut [f32])> NullaryFnOnce for Row<'_, F> {
+impl<F: Fn(usize, &mut [f32])> NullaryFnOnce for Filled<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        (self.fill)(self.row, self.out)
+        (self.fill)(self.nth, self.out)
     }
 }
 
