@@ -1,12 +1,11 @@
 //! The composition root: opens the store, starts engine and loop, builds the router, drains on the way out.
 
+mod behind;
+
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -18,11 +17,12 @@ use tracing::{info, warn};
 use crate::completion::Timestamp;
 use crate::config::Config;
 use crate::cycle::{self, Cycle};
-use crate::http;
+use crate::http::{self, recorder};
 use crate::policy::{self, Engine, GenerateRequest, Model, Sampling, Served};
 use crate::registry::{self, Registry};
 use crate::signals::{self, Interactions};
 use crate::store::{self, Store};
+use crate::upstream::{self, Upstream};
 
 /// What keeps the sidecar from starting or running.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +37,14 @@ pub enum Error {
     Cycle(#[from] cycle::Error),
     #[error(transparent)]
     Signals(#[from] signals::Error),
+    #[error(transparent)]
+    Upstream(#[from] upstream::Error),
+    #[error("http.{0} must be a number of seconds above 0")]
+    Seconds(&'static str),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    #[error("policy.model names no model")]
+    NoModel,
     #[error("http.bind: without keys ([http] keys) only a loopback address may be served, not {0}")]
     OpenWithoutKeys(SocketAddr),
     #[error("{0}")]
@@ -52,9 +58,10 @@ pub struct App {
     pub address: SocketAddr,
     pub state: http::State,
     stop: Option<oneshot::Sender<()>>,
-    server: tokio::task::JoinHandle<io::Result<()>>,
+    server: tokio::task::JoinHandle<()>,
     cycle: thread::JoinHandle<()>,
-    retention: tokio::task::JoinHandle<()>,
+    /// What runs until the end: retention, and what follows the upstream.
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 /// Milliseconds since the epoch: the one place that reads the clock.
@@ -76,19 +83,22 @@ impl App {
         if config.http.keys.is_empty() && !config.http.bind.ip().is_loopback() {
             return Err(Error::OpenWithoutKeys(config.http.bind));
         }
+        let header_time = seconds("header_seconds", config.http.header_seconds)?;
+        seconds("drain_seconds", config.http.drain_seconds)?;
         set_threads(config.policy.threads);
         let metrics = Prometheus::new();
-        let model = Arc::new(Model::load(&config.policy.model)?);
+        let upstream = Upstream::new(&config.upstream, upstream::Metrics::register(&metrics)?)?;
+        let model = local_model(&config.policy.model, upstream.is_some())?;
         let store = Store::open(&config.store)?;
-        let architecture = model.decoder.architecture.clone();
-        let load = move |dir: &std::path::Path| policy::Adapter::load(dir, &architecture);
-        let registry = Arc::new(Registry::open(&config.store.path.join("versions"), load)?);
-        let engine =
-            Engine::start(model, &config.policy, registry.served(), policy::Metrics::register(&metrics)?)?;
+        let registry = Arc::new(open_versions(&config, model.as_deref())?);
+        let engine_metrics = policy::Metrics::register(&metrics)?;
+        let start_engine =
+            |model| Engine::start(model, &config.policy, registry.served(), engine_metrics.clone());
+        let engine = model.map(start_engine).transpose()?;
         let (cycle, handle) = Cycle::new(cycle::Parts {
             store: Arc::clone(&store),
             registry: Arc::clone(&registry),
-            engine: Some(engine.clone()),
+            engine: engine.clone(),
             metrics: cycle::Metrics::register(&metrics)?,
             config: config.cycle,
             drift: config.drift,
@@ -98,44 +108,65 @@ impl App {
         })?;
         let listener = TcpListener::bind(config.http.bind).await?;
         let address = listener.local_addr()?;
-        let ready = Arc::new(AtomicBool::new(false));
+        let interactions = Arc::new(Interactions::new(&config.signals)?);
+        let http_metrics = Arc::new(http::Metrics::register(&metrics)?);
+        let mut tasks = vec![tokio::spawn(retain(Arc::clone(&store)))];
+        let backend = match (upstream, engine.clone()) {
+            (Some(upstream), _) => {
+                tasks.push(behind::follow(&registry, &upstream, &config.upstream));
+                let depth = engine_metrics.queue("recorder", config.upstream.record_queue);
+                let (store, metrics) = (Arc::clone(&store), Arc::clone(&http_metrics));
+                let interactions = Arc::clone(&interactions);
+                let parts = recorder::Parts { upstream, store, metrics, interactions, depth };
+                http::Backend::Upstream(behind::relay(parts, &config.upstream)?)
+            }
+            (None, Some(engine)) => http::Backend::Embedded(engine),
+            (None, None) => return Err(Error::NoModel),
+        };
+        let life = Arc::new(http::Life::default());
         let state = http::State {
-            backend: http::Backend::Embedded(engine.clone()),
-            store: Arc::clone(&store),
+            backend,
+            store,
             registry,
             cycle: handle,
-            interactions: Arc::new(Interactions::new(&config.signals)?),
-            metrics: Arc::new(http::Metrics::register(&metrics)?),
+            interactions,
+            metrics: http_metrics,
             prometheus: metrics,
             config: Arc::new(config.http),
             clock: now,
-            ready: Arc::clone(&ready),
+            life: Arc::clone(&life),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let router = http::router(state.clone());
-        let graceful = async move {
-            // A dropped sender stops the server just like a sent word.
-            let _either = stopped.await;
-        };
-        let server =
-            tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(graceful).await });
+        // A dropped sender stops the server just like a sent word.
+        let graceful = async { drop(stopped.await) };
+        let server = tokio::spawn(http::serve::serve(listener, router, header_time, graceful));
         let cycle = cycle.start()?;
-        let retention = tokio::spawn(retain(store));
-        warm_up(&engine).await;
-        ready.store(true, Ordering::Release);
-        info!(%address, model = engine.model_name(), "ready");
-        Ok(Self { address, state, stop: Some(stop), server, cycle, retention })
+        if let http::Backend::Embedded(engine) = &state.backend {
+            warm_up(engine).await;
+        }
+        life.warmed();
+        info!(%address, model = state.backend.model_name(), "ready");
+        Ok(Self { address, state, stop: Some(stop), server, cycle, tasks })
     }
 
-    /// Answers what is under way, at most for `most`, and closes everything.
+    /// Answers what is under way, at most for `most`, while new requests are refused; then closes everything.
     pub async fn stop(mut self, most: Duration) {
-        self.state.ready.store(false, Ordering::Release);
+        if tokio::time::timeout(most, self.state.life.drain()).await.is_err() {
+            warn!(
+                requests = self.state.life.under_way(),
+                "some requests were still under way and are cut off"
+            );
+        }
         drop(self.stop.take());
-        if tokio::time::timeout(most, &mut self.server).await.is_err() {
-            warn!("some requests were still under way and are cut off");
+        // Connections that are idle by now end at once.
+        if tokio::time::timeout(Duration::from_secs(1), &mut self.server).await.is_err() {
             self.server.abort();
         }
-        self.retention.abort();
+        if let http::Backend::Upstream(relay) = &self.state.backend {
+            let _recorded = tokio::time::timeout(most, relay.recorder.settled()).await;
+        }
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.state.cycle.stop();
         let cycle = self.cycle;
         // The loop ends at its next turn; a learner stops at its next micro-batch.
@@ -144,6 +175,29 @@ impl App {
             warn!("the loop did not end in time");
         }
     }
+}
+
+fn seconds(field: &'static str, seconds: f64) -> Result<Duration, Error> {
+    let duration = Duration::try_from_secs_f64(seconds).ok().filter(|duration| !duration.is_zero());
+    duration.ok_or(Error::Seconds(field))
+}
+
+/// The versions on disk; where no model runs here, their adapters are loaded by somebody else.
+fn open_versions(config: &Config, model: Option<&Model>) -> Result<Registry, Error> {
+    let architecture = model.map(|model| model.decoder.architecture.clone());
+    let load = move |dir: &std::path::Path| {
+        architecture.as_ref().map(|architecture| policy::Adapter::load(dir, architecture)).transpose()
+    };
+    Ok(Registry::open(&config.store.path.join("versions"), load)?)
+}
+
+/// The model that runs here. Behind an upstream it is a copy of the upstream's weights, which somebody has to name:
+/// the default model is hardly what the upstream serves.
+fn local_model(name: &str, has_upstream: bool) -> Result<Option<Arc<Model>>, Error> {
+    if has_upstream && name == "default" {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(Model::load(name)?)))
 }
 
 /// Shares the device's threads out; later calls in one process change nothing.

@@ -16,6 +16,7 @@ use crate::learn;
 use crate::policy;
 use crate::signals;
 use crate::store;
+use crate::upstream;
 
 /// One table a module; see `config/gyrostat.toml` for every key.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,7 @@ use crate::store;
 pub struct Config {
     pub http: http::Config,
     pub policy: policy::Config,
+    pub upstream: upstream::Config,
     pub signals: signals::Config,
     pub store: store::Config,
     pub drift: drift::Config,

@@ -354,8 +354,13 @@ impl Cycle {
             Verdict::Promote { reasons } => {
                 let note = reasons.join("; ");
                 let version = learned.stage(&self.parts, update, &note, now)?;
-                self.parts.registry.promote(version, now)?;
-                Ok(Outcome::Promoted { version })
+                match self.parts.registry.promote(version, now) {
+                    Ok(_) => Ok(Outcome::Promoted { version }),
+                    Err(error) => {
+                        warn!(%version, %error, "a proven version is not served");
+                        Ok(Outcome::Withheld { version, reason: error.to_string() })
+                    }
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! HTTP: OpenAI's routes, feedback, and the loop's own. The only module that knows status codes.
 
+mod access;
 mod answer;
 mod error;
 mod feedback;
@@ -8,6 +9,8 @@ mod loop_routes;
 mod metrics;
 mod ops;
 mod record;
+pub mod relay;
+pub mod serve;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -16,15 +19,17 @@ mod wire;
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicBool},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
     Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State as Extract},
-    http::{HeaderValue, header, request},
+    body::{Body, Bytes, HttpBody},
+    extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State as Extract},
+    http::{HeaderMap, HeaderValue, Method, header, request},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
@@ -33,15 +38,18 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::completion::Timestamp;
+use crate::completion::{Timestamp, Version};
 use crate::cycle;
 use crate::policy::Engine;
 use crate::registry::Registry;
 use crate::signals::Interactions;
 use crate::store::Store;
 
+use access::Line;
 use error::ApiError;
 pub use metrics::Metrics;
+pub use relay::{Relay, recorder};
+pub use serve::Life;
 
 /// Where and to whom it listens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +61,10 @@ pub struct Config {
     pub body_limit_bytes: usize,
     /// Tokens of an answer where the request does not say.
     pub default_max_tokens: usize,
+    /// Seconds that a request's headers may take; a connection that is idle for as long is closed.
+    pub header_seconds: f64,
+    /// Seconds that requests under way may take at the end, after SIGTERM.
+    pub drain_seconds: f64,
     /// Keys that may call, each with its scopes. With none, everybody on this machine may do everything.
     pub keys: Vec<Key>,
 }
@@ -63,6 +75,8 @@ impl Default for Config {
             bind: SocketAddr::from(([127, 0, 0, 1], 8088)),
             body_limit_bytes: 1 << 20,
             default_max_tokens: 512,
+            header_seconds: 30.0,
+            drain_seconds: 20.0,
             keys: Vec::new(),
         }
     }
@@ -96,6 +110,7 @@ pub enum Scope {
 #[derive(Debug, Clone)]
 pub enum Backend {
     Embedded(Engine),
+    Upstream(Relay),
 }
 
 impl Backend {
@@ -103,6 +118,23 @@ impl Backend {
     pub fn model_name(&self) -> &str {
         match self {
             Self::Embedded(engine) => engine.model_name(),
+            Self::Upstream(relay) => relay.model_name(),
+        }
+    }
+
+    /// What records the answers of an upstream.
+    fn recorder(&self) -> Option<&recorder::Recorder> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Upstream(relay) => Some(&relay.recorder),
+        }
+    }
+
+    /// Whether it would answer now, with this version.
+    async fn check(&self, version: Version) -> Result<(), String> {
+        match self {
+            Self::Embedded(_) => Ok(()),
+            Self::Upstream(relay) => relay.check(version).await,
         }
     }
 }
@@ -119,8 +151,7 @@ pub struct State {
     pub prometheus: prometheus::Registry,
     pub config: Arc<Config>,
     pub clock: fn() -> Timestamp,
-    /// The model is warm and the server is not on its way out.
-    pub ready: Arc<AtomicBool>,
+    pub life: Arc<Life>,
 }
 
 /// One route, for the router and for `/openapi.json` alike.
@@ -196,7 +227,7 @@ pub fn router(state: State) -> Router {
         router = router.route(route.path, guarded);
     }
     router
-        .fallback(|| async { ApiError::no_route() })
+        .fallback(relay::other)
         .method_not_allowed_fallback(|| async { ApiError::no_method() })
         // `outer` has bounded the body, by our own limit.
         .layer(DefaultBodyLimit::disable())
@@ -204,20 +235,89 @@ pub fn router(state: State) -> Router {
         .with_state(state)
 }
 
-/// Bounds the body and gives every answer the request's id.
+/// Bounds the body, gives every request its id and its line in the log, and refuses what comes after the end.
 async fn outer(Extract(state): Extract<State>, request: Request, next: Next) -> Response {
-    let id = request.headers().get(REQUEST_ID).cloned();
+    let under_way = state.life.enter();
     let limit = state.config.body_limit_bytes;
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let id = parts.headers.get(REQUEST_ID).cloned().unwrap_or_else(new_request_id);
+    parts.headers.insert(REQUEST_ID, id.clone());
+    let route = parts.extensions.get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let line = Line::new(method(&parts.method), route, shown(&id));
+    let late = state.life.is_draining() && !access::QUIET.contains(&line.route.as_str());
+    parts.extensions.insert(Arc::clone(&line));
     let mut response = match read(body, limit).await {
+        _ if late => refused_late(),
         Ok(body) => next.run(Request::from_parts(parts, Body::from(body))).await,
         Err(error) => error.into_response(),
     };
-    let id = id.or_else(|| HeaderValue::from_str(&Uuid::now_v7().to_string()).ok());
-    if let Some(id) = id {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    // An upstream's own id is the one that its operator can look for.
+    response.headers_mut().entry(REQUEST_ID).or_insert(id);
+    let _first = line.status.set(response.status().as_u16());
+    response.map(|body| Body::new(Sent { body, line, _under_way: under_way }))
+}
+
+/// The connection ends with it, so that its client looks for another server.
+fn refused_late() -> Response {
+    let mut response = ApiError::stopping().into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+fn new_request_id() -> HeaderValue {
+    HeaderValue::from_str(&Uuid::now_v7().to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
+/// As far as a log line repeats it.
+fn shown(id: &HeaderValue) -> String {
+    id.to_str().unwrap_or_default().chars().take(128).collect()
+}
+
+/// A method that nobody has defined is not worth a value of its own.
+fn method(method: &Method) -> String {
+    let known = [
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+    ];
+    if known.contains(method) { method.to_string() } else { "other".to_owned() }
+}
+
+/// An answer's body; the request is under way until it is gone.
+struct Sent {
+    body: Body,
+    line: Arc<Line>,
+    _under_way: serve::UnderWay,
+}
+
+impl HttpBody for Sent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.line.over();
+    }
 }
 
 const REQUEST_ID: &str = "x-request-id";
@@ -264,13 +364,23 @@ async fn guard(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if let Some(scope) = scope
-        && !state.config.keys.is_empty()
-    {
-        let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        admit(&state.config.keys, bearer(header.unwrap_or_default()), scope)?;
-    }
+    permit(&state, request.headers(), scope)?;
     Ok(next.run(request).await)
+}
+
+fn permit(state: &State, headers: &HeaderMap, scope: Option<Scope>) -> Result<(), ApiError> {
+    let keys = &state.config.keys;
+    let Some(scope) = scope.filter(|_| !keys.is_empty()) else { return Ok(()) };
+    let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    admit(keys, bearer(header.unwrap_or_default()), scope)
+}
+
+/// Names the version that answers.
+fn versioned(mut response: Response, version: Version) -> Response {
+    if let Ok(value) = HeaderValue::from_str(&version.to_string()) {
+        response.headers_mut().insert("x-gyrostat-version", value);
+    }
+    response
 }
 
 /// The token of `Authorization: Bearer TOKEN`; empty if there is none. The scheme's case does not matter (RFC 9110).

@@ -18,3 +18,4 @@ pub mod policy;
 pub mod registry;
 pub mod signals;
 pub mod store;
+pub mod upstream;

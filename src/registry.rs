@@ -16,7 +16,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ pub enum Error {
     Corrupt { version: Version, file: String, problem: &'static str },
     #[error("{version} cannot be loaded: {source}")]
     Load { version: Version, source: policy::Error },
+    #[error("{version} was not taken in: {reason}")]
+    NotTakenIn { version: Version, reason: String },
     #[error("{0} was rejected")]
     Rejected(Version),
     #[error("{0} is being served")]
@@ -140,12 +142,16 @@ struct Promotion {
     at: Timestamp,
 }
 
-type Load = dyn Fn(&Path) -> Result<Arc<Adapter>, policy::Error> + Send + Sync;
+type Load = dyn Fn(&Path) -> Result<Option<Arc<Adapter>>, policy::Error> + Send + Sync;
+
+/// Takes a version in before it is served: its number, the SHA-256 of its weights, its directory. Why not, in words.
+type TakeIn = dyn Fn(Version, &str, &Path) -> Result<(), String> + Send + Sync;
 
 /// See the module. Its methods read and write files: call them where that may block.
 pub struct Registry {
     dir: PathBuf,
     load: Box<Load>,
+    take_in: OnceLock<Box<TakeIn>>,
     served: watch::Sender<Served>,
     /// Held during a change, so that changes follow each other.
     promotions: Mutex<Promotions>,
@@ -163,7 +169,7 @@ impl fmt::Debug for Registry {
 
 impl Registry {
     /// Opens `dir` (`<data>/versions`), or makes it, and loads the version that was served last. `load` makes an
-    /// adapter of a directory.
+    /// adapter of a directory, or none where nobody runs it here.
     ///
     /// If that version is corrupt, the one that was promoted before it is served, and so on down to the base model;
     /// [`Registry::warnings`] says so. `active` stays as it is, so that a repaired version comes back.
@@ -172,7 +178,7 @@ impl Registry {
     /// The directory cannot be used.
     pub fn open<F>(dir: &Path, load: F) -> Result<Self, Error>
     where
-        F: Fn(&Path) -> Result<Arc<Adapter>, policy::Error> + Send + Sync + 'static,
+        F: Fn(&Path) -> Result<Option<Arc<Adapter>>, policy::Error> + Send + Sync + 'static,
     {
         fs::create_dir_all(dir)?;
         // What a crash left of a version that was being written.
@@ -196,6 +202,7 @@ impl Registry {
         let mut registry = Self {
             dir: dir.to_owned(),
             load: Box::new(load),
+            take_in: OnceLock::new(),
             served: watch::Sender::new(Served::default()),
             promotions: Mutex::new(promotions),
             warnings,
@@ -227,6 +234,15 @@ impl Registry {
                 Err(error) => self.warnings.push(format!("{version} was active and is not served: {error}")),
             }
         }
+    }
+
+    /// Has `take_in` called with each version, but for the base model, before it is promoted: somebody else serves it.
+    /// Only the first call counts.
+    pub fn take_in<F>(&self, take_in: F)
+    where
+        F: Fn(Version, &str, &Path) -> Result<(), String> + Send + Sync + 'static,
+    {
+        let _first = self.take_in.set(Box::new(take_in));
     }
 
     /// What was wrong when it was opened; empty if nothing was.
@@ -312,7 +328,7 @@ impl Registry {
     /// was served stays.
     ///
     /// # Errors
-    /// The version is unknown, rejected, corrupt or cannot be loaded, or the disk is full.
+    /// The version is unknown, rejected, corrupt, cannot be loaded or is not taken in, or the disk is full.
     pub fn promote(&self, version: Version, now: Timestamp) -> Result<VersionRecord, Error> {
         let mut promotions = self.lock();
         let manifest = self.manifest(version)?;
@@ -320,6 +336,10 @@ impl Registry {
             return Err(Error::Rejected(version));
         }
         let served = self.load(version)?;
+        if let (Some(take_in), Some(path)) = (self.take_in.get(), self.path(version)) {
+            let sha256 = manifest.files.get(WEIGHTS).map_or("", String::as_str);
+            take_in(version, sha256, &path).map_err(|reason| Error::NotTakenIn { version, reason })?;
+        }
         let mut next = promotions.clone();
         if next.promotions.last().map(|last| last.version) != Some(version) {
             next.promotions.push(Promotion { version, at: now });
@@ -364,7 +384,7 @@ impl Registry {
             }
         }
         let adapter = (self.load)(&path).map_err(|source| Error::Load { version, source })?;
-        Ok(Served { version, adapter: Some(adapter) })
+        Ok(Served { version, adapter })
     }
 
     /// One version.

@@ -257,14 +257,20 @@ impl Store {
     /// # Errors
     /// Its id is taken, a number in it is not finite, the queue or the disk is full.
     pub async fn append(&self, completion: &Completion) -> Result<(), Error> {
+        self.append_named(completion, None).await
+    }
+
+    /// [`Store::append`] of an answer that an upstream has named; [`Store::named`] finds it by that name. A name that
+    /// comes again is that of the newer answer.
+    pub async fn append_named(&self, completion: &Completion, name: Option<&str>) -> Result<(), Error> {
         let draft = codec::completion(completion, &self.salt, self.config.redact)?;
-        self.request(Change::Append(draft)).await.map(|_| ())
+        self.request(Change::Append { draft, name: name.map(codec::place) }).await.map(|_| ())
     }
 
     /// [`Store::append`] for threads outside the runtime.
     pub fn append_blocking(&self, completion: &Completion) -> Result<(), Error> {
         let draft = codec::completion(completion, &self.salt, self.config.redact)?;
-        self.request_blocking(Change::Append(draft)).map(|_| ())
+        self.request_blocking(Change::Append { draft, name: None }).map(|_| ())
     }
 
     /// Keeps what somebody said of an answer, once for each `idempotency_key`. Returns when it is durable.

@@ -7,13 +7,11 @@ use crate::config::Config;
 
 use super::{Error, jsonl, model};
 
-/// How long requests under way may take after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(20);
-
 pub(super) fn run(mut config: Config) -> Result<(), Error> {
-    if config.policy.model == "default" {
+    if config.policy.model == "default" && config.upstream.url.is_none() {
         config.policy.model = model::fetched()?.to_string_lossy().into_owned();
     }
+    let drain = Duration::try_from_secs_f64(config.http.drain_seconds)?;
     runtime()?.block_on(async {
         let app = App::start(config).await?;
         writeln!(
@@ -23,7 +21,7 @@ pub(super) fn run(mut config: Config) -> Result<(), Error> {
             app.address
         )?;
         stopped().await?;
-        app.stop(DRAIN).await;
+        app.stop(drain).await;
         Ok(())
     })
 }

@@ -107,6 +107,11 @@ pub enum Outcome {
     Rejected {
         reasons: Vec<String>,
     },
+    /// The gate said yes, but what serves could not take it in; it waits to be promoted by hand.
+    Withheld {
+        version: Version,
+        reason: String,
+    },
     /// There was too little feedback to learn from.
     TooFew {
         usable: usize,
@@ -124,6 +129,7 @@ impl Outcome {
         match self {
             Self::Promoted { .. } => "promoted",
             Self::Rejected { .. } => "rejected",
+            Self::Withheld { .. } => "withheld",
             Self::TooFew { .. } => "too_few",
             Self::Failed { .. } => "failed",
             Self::Cancelled => "cancelled",

@@ -97,7 +97,7 @@ impl Metrics {
             )?,
         };
         for recipe in RECIPES {
-            for outcome in ["promoted", "rejected", "too_few", "failed", "cancelled"] {
+            for outcome in ["promoted", "rejected", "withheld", "too_few", "failed", "cancelled"] {
                 metrics.updates.with_label_values(&[recipe, outcome]);
             }
         }

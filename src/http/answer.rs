@@ -8,7 +8,7 @@ use axum::{
     Json,
     body::Bytes,
     extract,
-    http::HeaderValue,
+    http::request::Parts,
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
@@ -19,26 +19,40 @@ use crate::policy::{Engine, Event, GenerateRequest, Generated, Sampling, TokenLo
 
 use super::{
     Backend, State,
+    access::{Line, Told},
     error::ApiError,
     metrics::{Metrics, Served},
-    record,
+    record, relay,
     shape::Shape,
+    versioned,
     wire::{self, Asked},
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
 
-pub(super) async fn chat(extract::State(state): extract::State<State>, body: Bytes) -> Result<Response> {
-    let Backend::Embedded(engine) = state.backend.clone();
-    answer(state, engine, wire::chat(&body)?, Shape::Chat).await
+pub(super) async fn chat(
+    extract::State(state): extract::State<State>,
+    head: Parts,
+    body: Bytes,
+) -> Result<Response> {
+    match state.backend.clone() {
+        Backend::Embedded(engine) => answer(state, engine, &head, wire::chat(&body)?, Shape::Chat).await,
+        Backend::Upstream(relay) => relay::complete(&state, relay, head, body, Shape::Chat).await,
+    }
 }
 
-pub(super) async fn text(extract::State(state): extract::State<State>, body: Bytes) -> Result<Response> {
-    let Backend::Embedded(engine) = state.backend.clone();
-    answer(state, engine, wire::text(&body)?, Shape::Text).await
+pub(super) async fn text(
+    extract::State(state): extract::State<State>,
+    head: Parts,
+    body: Bytes,
+) -> Result<Response> {
+    match state.backend.clone() {
+        Backend::Embedded(engine) => answer(state, engine, &head, wire::text(&body)?, Shape::Text).await,
+        Backend::Upstream(relay) => relay::complete(&state, relay, head, body, Shape::Text).await,
+    }
 }
 
-async fn answer(state: State, engine: Engine, asked: Asked, shape: Shape) -> Result<Response> {
+async fn answer(state: State, engine: Engine, head: &Parts, asked: Asked, shape: Shape) -> Result<Response> {
     let started = Instant::now();
     if asked.model != "default" && asked.model != engine.model_name() {
         return Err(ApiError::unknown_model(&asked.model));
@@ -62,6 +76,7 @@ async fn answer(state: State, engine: Engine, asked: Asked, shape: Shape) -> Res
         shape,
         interaction,
         started,
+        line: head.extensions.get::<Arc<Line>>().cloned(),
         pending,
         total: Total::default(),
     };
@@ -105,6 +120,7 @@ struct Call {
     ids: Vec<CompletionId>,
     at: Timestamp,
     started: Instant,
+    line: Option<Arc<Line>>,
     pending: Pending,
     total: Total,
 }
@@ -249,11 +265,19 @@ impl Call {
             operation: self.shape.operation(),
             model: self.engine.model_name(),
             seconds,
-            first_token_seconds: self.total.first_token_seconds.unwrap_or(seconds),
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.total.tokens,
+            first_token_seconds: Some(self.total.first_token_seconds.unwrap_or(seconds)),
+            prompt_tokens: Some(self.prompt_tokens),
+            completion_tokens: Some(self.total.tokens),
             most_tokens: self.total.most_tokens,
         });
+        if let Some(line) = &self.line {
+            line.tell(Told {
+                model: self.engine.model_name().to_owned(),
+                version: self.pending.version,
+                input_tokens: Some(self.prompt_tokens),
+                output_tokens: Some(self.total.tokens),
+            });
+        }
     }
 
     /// Reads the signals of an answer and puts it into the store; returns once it is on disk.
@@ -287,11 +311,4 @@ impl Call {
         total.first_token_seconds = Some(first.min(end.first_token_seconds));
         Ok(())
     }
-}
-
-fn versioned(mut response: Response, version: Version) -> Response {
-    if let Ok(value) = HeaderValue::from_str(&version.to_string()) {
-        response.headers_mut().insert("x-gyrostat-version", value);
-    }
-    response
 }

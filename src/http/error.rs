@@ -117,6 +117,26 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "the request failed; the log says why")
     }
 
+    pub(super) fn upstream_unreachable() -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "server_error", "the upstream cannot be reached")
+            .code("upstream_unreachable")
+    }
+
+    pub(super) fn upstream_timeout() -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", "the upstream did not answer in time")
+            .code("upstream_timeout")
+    }
+
+    /// On the way out; another replica may take it.
+    pub(super) fn stopping() -> Self {
+        Self { retry_after_seconds: Some(1), ..Self::unavailable("the server is stopping") }
+    }
+
+    /// Whether it is about something that does not exist.
+    pub(super) fn is_missing(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
     }
@@ -222,6 +242,9 @@ impl From<registry::Error> for ApiError {
             }
             registry::Error::Corrupt { .. } | registry::Error::Rejected(_) | registry::Error::Load { .. } => {
                 Self::conflict(error.to_string())
+            }
+            registry::Error::NotTakenIn { .. } => {
+                Self::new(StatusCode::BAD_GATEWAY, "server_error", error.to_string()).code("upstream_refused")
             }
             registry::Error::Full => Self::full(),
             error => Self::internal(error),

@@ -17,39 +17,86 @@ use serde_json::{Value, json};
 
 use crate::completion::{CompletionId, Feedback, FeedbackId, Judgement, Message, Prompt, Source, Timestamp};
 use crate::signals;
-use crate::store::Attached;
+use crate::store::{Attached, Store};
 
-use super::{Id, State, error::ApiError, fields::Fields, wire};
+use super::{Id, State, error::ApiError, fields::Fields, recorder::Recorder, wire};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
 pub(super) async fn post(Extract(state): Extract<State>, body: Bytes) -> Result<Response> {
-    let feedback = read(&body, (state.clock)(), judged)?;
-    let (status, id) = attach(&state, feedback).await?;
+    let (status, id, _) = take(&state, &body, judged).await?;
     Ok((status, Json(json!({ "id": id }))).into_response())
 }
 
 /// TensorZero's `POST /feedback`: `{"metric_name", "inference_id", "value", "tags"?}`.
 pub(super) async fn tensorzero(Extract(state): Extract<State>, body: Bytes) -> Result<Json<Value>> {
-    let feedback = read(&body, (state.clock)(), alias::tensorzero)?;
-    let (_, id) = attach(&state, feedback).await?;
+    let (_, id, _) = take(&state, &body, alias::tensorzero).await?;
     Ok(Json(json!({ "feedback_id": id })))
 }
 
 /// Langfuse's `POST /api/public/scores`: `{"traceId" | "observationId", "name", "value", "dataType"?}`.
 pub(super) async fn langfuse(Extract(state): Extract<State>, body: Bytes) -> Result<Json<Value>> {
-    let feedback = read(&body, (state.clock)(), alias::langfuse)?;
     // A score is known by the id that its sender gave it.
-    let given = feedback.idempotency_key.clone();
-    let (_, id) = attach(&state, feedback).await?;
+    let (_, id, given) = take(&state, &body, alias::langfuse).await?;
     Ok(Json(json!({ "id": given.unwrap_or_else(|| id.to_string()) })))
 }
 
 /// Helicone's `POST /v1/request/{id}/feedback`: `{"rating": true}`.
 pub(super) async fn helicone(Extract(state): Extract<State>, Id(id): Id, body: Bytes) -> Result<Json<Value>> {
-    let rating = |fields, now| alias::helicone(fields, &id, now);
-    let (_, id) = attach(&state, read(&body, (state.clock)(), rating)?).await?;
+    let rating = |fields, about: &About<'_>| alias::helicone(fields, &id, about);
+    let (_, id, _) = take(&state, &body, rating).await?;
     Ok(Json(json!({ "id": id })))
+}
+
+/// Reads a judgement and keeps it; its status, its id, and the key that its sender gave it.
+///
+/// An upstream's answer may reach its client before the store. What is not found is therefore looked for once more when
+/// everything that has passed is recorded.
+async fn take(
+    state: &State,
+    body: &[u8],
+    judged: impl Fn(Fields, &About<'_>) -> Result<Feedback>,
+) -> Result<(StatusCode, FeedbackId, Option<String>)> {
+    let recorder = state.backend.recorder();
+    // What its client has seen was queued before this.
+    let mark = recorder.and_then(Recorder::mark);
+    match (told(state, body, &judged).await, recorder.zip(mark)) {
+        (Err(error), Some((recorder, mark))) if error.is_missing() && recorder.reached(mark).await => {
+            told(state, body, &judged).await
+        }
+        (taken, _) => taken,
+    }
+}
+
+async fn told(
+    state: &State,
+    body: &[u8],
+    judged: &impl Fn(Fields, &About<'_>) -> Result<Feedback>,
+) -> Result<(StatusCode, FeedbackId, Option<String>)> {
+    let about = About { now: (state.clock)(), store: Some(&state.store) };
+    let feedback = read(body, &about, judged)?;
+    let given = feedback.idempotency_key.clone();
+    let (status, id) = attach(state, feedback).await?;
+    Ok((status, id, given))
+}
+
+/// What a judgement is read against.
+struct About<'a> {
+    now: Timestamp,
+    /// Knows the names that an upstream gave to its answers.
+    store: Option<&'a Store>,
+}
+
+impl About<'_> {
+    /// The answer of this id, which may be the upstream's own. An id that was never given out is as unknown as one that
+    /// was forgotten.
+    fn completion(&self, text: &str, param: &str) -> Result<CompletionId> {
+        let named = self.store.map(|store| store.named(text)).transpose()?.flatten();
+        match named {
+            Some(id) => Ok(id),
+            None => text.parse().map_err(|_| ApiError::not_found(param, "completion of this id")),
+        }
+    }
 }
 
 /// Puts it on disk, then counts it.
@@ -75,22 +122,22 @@ const LONG: usize = 20_000;
 /// Reads a judgement. What is no JSON object is a 400; everything else that is wrong with it a 422.
 fn read(
     body: &[u8],
-    now: Timestamp,
-    judged: impl FnOnce(Fields, Timestamp) -> Result<Feedback>,
+    about: &About<'_>,
+    judged: impl FnOnce(Fields, &About<'_>) -> Result<Feedback>,
 ) -> Result<Feedback> {
-    judged(Fields::parse(body)?, now).map_err(ApiError::into_unprocessable)
+    judged(Fields::parse(body)?, about).map_err(ApiError::into_unprocessable)
 }
 
-fn judged(mut fields: Fields, now: Timestamp) -> Result<Feedback> {
+fn judged(mut fields: Fields, about: &About<'_>) -> Result<Feedback> {
     let kind = fields.required_text("kind")?;
     let (judgement, completion) = if kind == "comparison" {
-        comparison(&mut fields)?
+        comparison(&mut fields, about)?
     } else {
         let judgement = single(&kind, &mut fields)?;
         let id = fields.required_text("completion_id")?;
-        (judgement, Some(completion_id(&id, "completion_id")?))
+        (judgement, Some(about.completion(&id, "completion_id")?))
     };
-    let mut feedback = blank(judgement, completion, now);
+    let mut feedback = blank(judgement, completion, about.now);
     feedback.rater = fields.name("rater", 256)?;
     feedback.comment = fields.short_text("comment", LONG)?;
     feedback.idempotency_key = fields.name("idempotency_key", 256)?;
@@ -135,13 +182,13 @@ fn named<T: serde::de::DeserializeOwned>(fields: &mut Fields, names: &str) -> Re
 }
 
 /// Two logged answers by their ids, or two texts with their prompt.
-fn comparison(fields: &mut Fields) -> Result<(Judgement, Option<CompletionId>)> {
+fn comparison(fields: &mut Fields, about: &About<'_>) -> Result<(Judgement, Option<CompletionId>)> {
     let (chosen, rejected) = (answer(fields, "chosen")?, answer(fields, "rejected")?);
     if chosen == rejected {
         return fields.wrong("rejected", "must differ from `chosen`");
     }
     let prompt = match fields.take("prompt") {
-        None => return logged(fields, &chosen, &rejected),
+        None => return logged(fields, about, &chosen, &rejected),
         Some(Value::String(text)) if !text.is_empty() => Prompt::Chat(vec![Message::user(text)]),
         Some(Value::Array(list)) => Prompt::Chat(wire::messages(list, "prompt")?),
         Some(_) => return fields.wrong("prompt", "must be a text or a list of messages"),
@@ -150,9 +197,15 @@ fn comparison(fields: &mut Fields) -> Result<(Judgement, Option<CompletionId>)> 
 }
 
 /// Two logged answers. `completion_id` may repeat one of them, for clients that always send it.
-fn logged(fields: &mut Fields, chosen: &str, rejected: &str) -> Result<(Judgement, Option<CompletionId>)> {
-    let (chosen, rejected) = (completion_id(chosen, "chosen")?, completion_id(rejected, "rejected")?);
-    let repeated = fields.text("completion_id")?.map(|id| completion_id(&id, "completion_id")).transpose()?;
+fn logged(
+    fields: &mut Fields,
+    about: &About<'_>,
+    chosen: &str,
+    rejected: &str,
+) -> Result<(Judgement, Option<CompletionId>)> {
+    let (chosen, rejected) = (about.completion(chosen, "chosen")?, about.completion(rejected, "rejected")?);
+    let repeated =
+        fields.text("completion_id")?.map(|id| about.completion(&id, "completion_id")).transpose()?;
     if repeated.is_some_and(|id| id != chosen && id != rejected) {
         return fields.wrong("completion_id", "must be `chosen` or `rejected`, or absent");
     }
@@ -166,11 +219,6 @@ fn answer(fields: &mut Fields, field: &str) -> Result<String> {
         Some(_) => fields.wrong(field, "must not be empty"),
         None => fields.wrong(field, "is required"),
     }
-}
-
-/// An id that was never given out is as unknown as one that was forgotten.
-fn completion_id(text: &str, param: &str) -> Result<CompletionId> {
-    text.parse().map_err(|_| ApiError::not_found(param, "completion of this id"))
 }
 
 fn blank(judgement: Judgement, completion: Option<CompletionId>, at: Timestamp) -> Feedback {

@@ -58,7 +58,8 @@ pub(super) async fn baseline(Extract(state): Extract<State>, body: Bytes) -> Res
 }
 
 pub(super) async fn updates(Extract(state): Extract<State>) -> Result<Json<Value>> {
-    Ok(Json(json!({ "data": state.cycle.updates()? })))
+    let learning = state.cycle.why_not_learning().unwrap_or("ok");
+    Ok(Json(json!({ "data": state.cycle.updates()?, "learning": learning })))
 }
 
 /// Starts an update by hand: `{"recipe"?, "interactions"?}`.

@@ -60,9 +60,10 @@ pub(super) struct Served<'a> {
     pub(super) operation: &'static str,
     pub(super) model: &'a str,
     pub(super) seconds: f64,
-    pub(super) first_token_seconds: f64,
-    pub(super) prompt_tokens: usize,
-    pub(super) completion_tokens: usize,
+    /// `None` where nobody knows, as of an upstream's answer that came at once.
+    pub(super) first_token_seconds: Option<f64>,
+    pub(super) prompt_tokens: Option<usize>,
+    pub(super) completion_tokens: Option<usize>,
     /// Of the longest choice; the choices are generated side by side.
     pub(super) most_tokens: usize,
 }
@@ -210,12 +211,15 @@ impl Metrics {
             .request_seconds
             .with_label_values(&[operation, PROVIDER, model, ""])
             .observe(served.seconds);
-        self.gen_ai.first_token_seconds.with_label_values(&labels).observe(served.first_token_seconds);
-        if served.most_tokens > 1 {
-            let each = (served.seconds - served.first_token_seconds) / (served.most_tokens - 1) as f64;
-            self.gen_ai.token_seconds.with_label_values(&labels).observe(each);
+        if let Some(first) = served.first_token_seconds {
+            self.gen_ai.first_token_seconds.with_label_values(&labels).observe(first);
+            if served.most_tokens > 1 {
+                let each = (served.seconds - first) / (served.most_tokens - 1) as f64;
+                self.gen_ai.token_seconds.with_label_values(&labels).observe(each);
+            }
         }
         for (kind, tokens) in [("input", served.prompt_tokens), ("output", served.completion_tokens)] {
+            let Some(tokens) = tokens else { continue };
             self.gen_ai.tokens.with_label_values(&[operation, PROVIDER, model, kind]).observe(tokens as f64);
         }
     }
@@ -294,9 +298,9 @@ mod tests {
                 operation: "chat",
                 model: "tiny",
                 seconds: 1.5,
-                first_token_seconds: 0.5,
-                prompt_tokens: 7,
-                completion_tokens: 15,
+                first_token_seconds: Some(0.5),
+                prompt_tokens: Some(7),
+                completion_tokens: Some(15),
                 most_tokens: 11,
             });
             metrics.refused("chat", "tiny", "queue_full", 0.25);

@@ -1,22 +1,28 @@
 //! For machines that look after machines: metrics, health, the list of models, the description of the interface.
 
-use std::sync::atomic::Ordering;
-
 use axum::{
     Json,
+    body::Bytes,
     extract::State as Extract,
-    http::{StatusCode, header},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use prometheus::{Encoder, TextEncoder};
 use serde_json::{Value, json};
 
-use super::{ROUTES, State, error::ApiError};
+use super::{Backend, ROUTES, State, error::ApiError, relay};
 
-pub(super) async fn models(Extract(state): Extract<State>) -> Json<Value> {
-    let model =
-        json!({ "id": state.backend.model_name(), "object": "model", "created": 0, "owned_by": "gyrostat" });
-    Json(json!({ "object": "list", "data": [model] }))
+pub(super) async fn models(
+    Extract(state): Extract<State>,
+    head: Parts,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let engine = match &state.backend {
+        Backend::Embedded(engine) => engine,
+        Backend::Upstream(relay) => return relay::pass(relay, &head, body).await,
+    };
+    let model = json!({ "id": engine.model_name(), "object": "model", "created": 0, "owned_by": "gyrostat" });
+    Ok(Json(json!({ "object": "list", "data": [model] })).into_response())
 }
 
 pub(super) async fn metrics(Extract(state): Extract<State>) -> Result<Response, ApiError> {
@@ -33,17 +39,17 @@ pub(super) async fn healthz() -> Json<Value> {
 
 /// Warm, not on the way out, and able to write.
 pub(super) async fn readyz(Extract(state): Extract<State>) -> Response {
-    let fault = match state.store.check() {
-        _ if !state.ready.load(Ordering::Acquire) => {
-            Some("the model is warming up or the server is stopping".to_owned())
-        }
-        Ok(()) => None,
-        Err(error) => Some(error.to_string()),
+    let active = state.registry.active();
+    let fault = match (state.life.fault(), state.store.check()) {
+        (Some(fault), _) => Some(fault.to_owned()),
+        (None, Err(error)) => Some(error.to_string()),
+        (None, Ok(())) => state.backend.check(active).await.err(),
     };
     let status = if fault.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "status": fault.unwrap_or_else(|| "ok".to_owned()),
-        "version": state.registry.active(),
+        "version": active,
+        "learning": state.cycle.why_not_learning().unwrap_or("ok"),
         "model": state.backend.model_name(),
     });
     (status, Json(body)).into_response()

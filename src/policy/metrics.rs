@@ -13,6 +13,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// The depth of a queue of another module, whose capacity is shown from now on.
+    pub fn queue(&self, name: &str, capacity: usize) -> IntGauge {
+        self.queue_capacity.with_label_values(&[name]).set(capacity as i64);
+        self.queue_depth.with_label_values(&[name])
+    }
+
     /// # Errors
     /// A name is taken in `registry`.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {

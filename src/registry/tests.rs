@@ -22,7 +22,7 @@ fn architecture() -> Architecture {
 }
 
 fn open(dir: &Path) -> Registry {
-    Registry::open(dir, |path| Adapter::load(path, &architecture())).unwrap()
+    Registry::open(dir, |path| Adapter::load(path, &architecture()).map(Some)).unwrap()
 }
 
 fn write(seed: u64) -> impl FnOnce(&Path) -> Result<(), policy::Error> {
@@ -104,7 +104,7 @@ fn an_adapter_that_does_not_load_is_refused() {
     let asked = Arc::clone(&sound);
     let registry = Registry::open(dir.path(), move |path| {
         let fault = || policy::Error::Adapter("has another shape".to_owned());
-        asked.load(SeqCst).then(|| Adapter::load(path, &architecture())).ok_or_else(fault)?
+        asked.load(SeqCst).then(|| Adapter::load(path, &architecture()).map(Some)).ok_or_else(fault)?
     });
     let registry = registry.unwrap();
     let (one, two) = (stage(&registry, 1), stage(&registry, 2));

@@ -211,7 +211,12 @@ impl Subjects {
 
 /// The place of an idempotency key, however long it is.
 pub(super) fn idempotency(feedback: &Feedback) -> Option<[u8; 32]> {
-    feedback.idempotency_key.as_ref().map(|key| Sha256::digest(key).into())
+    feedback.idempotency_key.as_deref().map(place)
+}
+
+/// The place of a name that somebody else chose.
+pub(super) fn place(name: &str) -> [u8; 32] {
+    Sha256::digest(name).into()
 }
 
 /// The UUID in a value or at the end of a key.

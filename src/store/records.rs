@@ -23,6 +23,12 @@ impl Store {
         record.map(|record| codec::decode(&record)).transpose()
     }
 
+    /// The answer that an upstream named so.
+    pub fn named(&self, name: &str) -> Result<Option<CompletionId>, Error> {
+        let found = self.db.get(key::key(key::NAME, &codec::place(name)))?;
+        found.map(|id| codec::uuid(&id).map(CompletionId)).transpose()
+    }
+
     /// What was said of an answer, oldest first; of a comparison it may be either answer.
     pub fn feedback_of(&self, id: CompletionId) -> Result<Vec<Feedback>, Error> {
         let mut found = Vec::new();

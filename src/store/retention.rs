@@ -77,6 +77,15 @@ impl Removal {
         for entry in group.tree.scan_prefix(key::key(key::FEEDBACK_OF, id.as_bytes())).keys() {
             self.feedback(group, codec::feedback_id(&entry?)?)?;
         }
+        let named = key::key(key::NAME_OF, id.as_bytes());
+        if let Some(name) = group.tree.get(&named)? {
+            let place = key::key(key::NAME, &name);
+            // The name may have gone to a newer answer.
+            if group.tree.get(&place)?.is_some_and(|owner| owner == id.as_bytes()) {
+                group.batch.remove(place);
+            }
+            group.batch.remove(named);
+        }
         if self.record(group, record)?.is_some() {
             group.counts.completions -= 1;
             self.removed.completions += 1;

@@ -277,7 +277,7 @@ fn retention_by_size_takes_the_oldest() {
             let (answer, rx) = mpsc::channel();
             let draft = codec::completion(&completion(n, n, "p"), &store.salt, false).unwrap();
             let reply = move |done: Result<Done, Error>| answer.send(done.is_ok()).unwrap();
-            store.writer.send(Change::Append(draft), Box::new(reply)).unwrap();
+            store.writer.send(Change::Append { draft, name: None }, Box::new(reply)).unwrap();
             rx
         })
         .collect();

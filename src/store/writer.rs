@@ -33,7 +33,7 @@ const GROUP: usize = 1024;
 
 /// What is to be written.
 pub(super) enum Change {
-    Append(Draft),
+    Append { draft: Draft, name: Option<[u8; 32]> },
     Attach { draft: Draft, subjects: Subjects, idempotency: Option<[u8; 32]> },
     Put { record: Vec<u8>, value: Vec<u8> },
     Forget(Vec<FeedbackId>),
@@ -255,7 +255,7 @@ impl Group {
 
     fn decide(&mut self, change: Change) -> Result<Done, Error> {
         match change {
-            Change::Append(draft) => self.append(&draft),
+            Change::Append { draft, name } => self.append(&draft, name),
             Change::Attach { draft, subjects, idempotency } => self.attach(&draft, subjects, idempotency),
             Change::Put { record, value } => {
                 self.new_bytes += value.len() as u64;
@@ -268,11 +268,15 @@ impl Group {
         }
     }
 
-    fn append(&mut self, draft: &Draft) -> Result<Done, Error> {
+    fn append(&mut self, draft: &Draft, name: Option<[u8; 32]>) -> Result<Done, Error> {
         if self.fingerprint(draft.id)?.is_some() {
             return Err(Error::Duplicate { id: draft.id });
         }
         self.journal(key::COMPLETION, draft)?;
+        if let Some(name) = name {
+            self.batch.insert(key::key(key::NAME, &name), draft.id.as_bytes());
+            self.batch.insert(key::key(key::NAME_OF, draft.id.as_bytes()), &name);
+        }
         self.completions.insert(draft.id, draft.fingerprint);
         self.counts.completions += 1;
         Ok(Done::Written)

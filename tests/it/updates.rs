@@ -15,7 +15,7 @@ use serde_json::json;
 use super::harness::{Running, start, start_with};
 
 /// Puts an adapter that changes the answers on disk, as an update would.
-fn stage(running: &Running, seed: u64) -> Version {
+pub(crate) fn stage(running: &Running, seed: u64) -> Version {
     let model = Model::load(running.dir.path().join("tiny").to_str().unwrap()).unwrap();
     let architecture = &model.decoder.architecture;
     let shape = Shape { rank: 2, alpha: 64.0, first_layer: 0, score: false };
@@ -27,7 +27,7 @@ fn stage(running: &Running, seed: u64) -> Version {
     running.app.state.registry.stage(write, Origin::default(), Timestamp(1)).unwrap().version
 }
 
-async fn promote(running: &Running, version: Version) -> u16 {
+pub(crate) async fn promote(running: &Running, version: Version) -> u16 {
     running.post(&format!("/v1/versions/{version}/promote"), &json!({})).await.0
 }
 

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::completion::FinishReason;
-use crate::http::{error::ApiError, shape::characters};
+use crate::http::{error::ApiError, shape::characters, versioned};
 use crate::policy::Event;
 
-use super::{Call, versioned};
+use super::Call;
 
 type Sender = mpsc::Sender<Result<Bytes, Infallible>>;
 

@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 
-use crate::completion::{Feedback, Judgement, Timestamp};
+use crate::completion::{Feedback, Judgement};
 use crate::http::fields::Fields;
 
-use super::{LONG, Result, answer, blank, completion_id};
+use super::{About, LONG, Result, answer, blank};
 
 /// A metric of TensorZero's is a boolean, a number, or the reserved `demonstration`.
-pub(super) fn tensorzero(mut fields: Fields, now: Timestamp) -> Result<Feedback> {
+pub(super) fn tensorzero(mut fields: Fields, about: &About<'_>) -> Result<Feedback> {
     let metric = metric(&mut fields, "metric_name")?;
-    let completion = completion_id(&fields.required_text("inference_id")?, "inference_id")?;
+    let completion = about.completion(&fields.required_text("inference_id")?, "inference_id")?;
     let judgement = if metric == "demonstration" {
         Judgement::Demonstration { answer: answer(&mut fields, "value")? }
     } else {
@@ -20,7 +20,7 @@ pub(super) fn tensorzero(mut fields: Fields, now: Timestamp) -> Result<Feedback>
             _ => return fields.wrong("value", "must be a boolean or a number from 0 to 1"),
         }
     };
-    let mut feedback = blank(judgement, Some(completion), now);
+    let mut feedback = blank(judgement, Some(completion), about.now);
     feedback.tags = fields.tags("tags")?;
     feedback.tags.insert("metric_name".to_owned(), metric);
     fields.neutral("dryrun", |value| *value == Value::Bool(false))?;
@@ -29,12 +29,12 @@ pub(super) fn tensorzero(mut fields: Fields, now: Timestamp) -> Result<Feedback>
 }
 
 /// A score of Langfuse's is a bit or a number from 0 to 1. Its `id` makes it count once.
-pub(super) fn langfuse(mut fields: Fields, now: Timestamp) -> Result<Feedback> {
+pub(super) fn langfuse(mut fields: Fields, about: &About<'_>) -> Result<Feedback> {
     let name = metric(&mut fields, "name")?;
     let trace = fields.text("traceId")?;
     let completion = match (fields.text("observationId")?, trace) {
-        (Some(id), _) => completion_id(&id, "observationId")?,
-        (None, Some(id)) => completion_id(&id, "traceId")?,
+        (Some(id), _) => about.completion(&id, "observationId")?,
+        (None, Some(id)) => about.completion(&id, "traceId")?,
         (None, None) => return fields.wrong("traceId", "or `observationId` must name the completion"),
     };
     let kind = fields.text("dataType")?;
@@ -45,7 +45,7 @@ pub(super) fn langfuse(mut fields: Fields, now: Timestamp) -> Result<Feedback> {
         (None | Some("NUMERIC"), score) => rating(&fields, score)?,
         (Some(_), _) => return fields.wrong("dataType", "must be NUMERIC or BOOLEAN"),
     };
-    let mut feedback = blank(judgement, Some(completion), now);
+    let mut feedback = blank(judgement, Some(completion), about.now);
     feedback.comment = fields.short_text("comment", LONG)?;
     feedback.idempotency_key = fields.name("id", 256)?;
     feedback.tags = fields.tags("metadata")?;
@@ -61,12 +61,12 @@ pub(super) fn langfuse(mut fields: Fields, now: Timestamp) -> Result<Feedback> {
 }
 
 /// Helicone knows thumbs only; `id` is the path's.
-pub(super) fn helicone(mut fields: Fields, id: &str, now: Timestamp) -> Result<Feedback> {
+pub(super) fn helicone(mut fields: Fields, id: &str, about: &About<'_>) -> Result<Feedback> {
     let Some(Value::Bool(up)) = fields.take("rating") else {
         return fields.wrong("rating", "must be true or false");
     };
     fields.finish()?;
-    Ok(blank(Judgement::Thumbs { up }, Some(completion_id(id, "id")?), now))
+    Ok(blank(Judgement::Thumbs { up }, Some(about.completion(id, "id")?), about.now))
 }
 
 fn metric(fields: &mut Fields, field: &str) -> Result<String> {

@@ -1,12 +1,13 @@
 use super::*;
 use crate::completion::{Behaviour, Flag, Role};
 
+const NAMELESS: About<'static> = About { now: Timestamp(5), store: None };
 const ID: &str = "0190a0b0-0000-7000-8000-000000000001";
 const OTHER: &str = "0190a0b0-0000-7000-8000-000000000002";
 
 fn native(body: &str) -> Result<Feedback> {
     let body = body.replace("OTHER", OTHER).replace("ID", ID);
-    read(body.as_bytes(), Timestamp(5), judged)
+    read(body.as_bytes(), &NAMELESS, judged)
 }
 
 #[track_caller]
@@ -145,12 +146,12 @@ fn malformed_is_400_and_unknown_404() {
 /// `Err` is the field at fault.
 #[track_caller]
 fn check_alias(
-    shape: impl FnOnce(Fields, Timestamp) -> Result<Feedback>,
+    shape: impl FnOnce(Fields, &About<'_>) -> Result<Feedback>,
     body: &str,
     expected: std::result::Result<Judgement, &str>,
 ) {
     let body = body.replace("ID", ID);
-    match (read(body.as_bytes(), Timestamp(5), shape), expected) {
+    match (read(body.as_bytes(), &NAMELESS, shape), expected) {
         (Ok(feedback), Ok(judgement)) => {
             assert_eq!(feedback.judgement, judgement);
             assert_eq!(feedback.completion.unwrap().to_string(), ID);
@@ -198,7 +199,9 @@ fn langfuse_sends_scores() {
 
 #[test]
 fn helicone_sends_thumbs() {
-    let check = |body, expected| check_alias(|fields, now| alias::helicone(fields, ID, now), body, expected);
+    let check = |body, expected| {
+        check_alias(|fields, about: &About<'_>| alias::helicone(fields, ID, about), body, expected)
+    };
     check(r#"{"rating":false}"#, Ok(Judgement::Thumbs { up: false }));
     check(r#"{"rating":1}"#, Err("rating"));
     check(r#"{"rating":true,"more":1}"#, Err("more"));
