@@ -4,10 +4,17 @@
 //! The same kernel reads keys and values from the batch itself (training) or from a cache (decoding), so that the two
 //! paths cannot drift apart.
 
+mod kernel;
+
 use candle_core::{Result, Tensor};
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
-use super::ops::{add_scaled, dot, exp, for_each_row, read};
+use self::kernel::{TOGETHER, Task, Vector};
+use super::ops::{add_scaled, dot, exp, read};
+
+/// Multiplications below which waking a second thread costs more than it saves.
+const PARALLEL_WORK: usize = 1 << 16;
 
 /// The rows of one sequence within a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,44 +45,97 @@ impl Heads {
     }
 }
 
-/// Keys and values of the first places of one sequence, `[places, keys · dim]` each.
-#[derive(Debug, Clone, Copy)]
+/// Places whose keys and values lie together.
+pub(crate) const BLOCK: usize = 32;
+
+/// Keys and values of one sequence's first places in one layer.
+#[derive(Debug, Clone)]
 pub(crate) struct Past<'a> {
-    pub(crate) keys: &'a [f32],
-    pub(crate) values: &'a [f32],
+    /// Of every [`BLOCK`] places: the keys as `[keys, dim, BLOCK]`, so that neighbouring places lie side by side, and the
+    /// values as `[keys, BLOCK, dim]`. What lies behind the last place may be anything.
+    pub(crate) blocks: Vec<(&'a [f32], &'a [f32])>,
+}
+
+/// Writes the keys and values of `rows` (`[count, keys · dim]` each) to the places from `place` on, within one block.
+pub(crate) fn write_block(
+    (keys, values): (&mut [f32], &mut [f32]),
+    place: usize,
+    rows: (&[f32], &[f32]),
+    heads: Heads,
+) {
+    let columns = heads.key_columns();
+    for (nth, (k, v)) in rows.0.chunks_exact(columns).zip(rows.1.chunks_exact(columns)).enumerate() {
+        let place = place + nth;
+        for (out, k) in keys.iter_mut().skip(place).step_by(BLOCK).zip(k) {
+            *out = *k;
+        }
+        for (out, v) in values.chunks_exact_mut(BLOCK * heads.dim).zip(v.chunks_exact(heads.dim)) {
+            out[place * heads.dim..(place + 1) * heads.dim].copy_from_slice(v);
+        }
+    }
+}
+
+/// A span's own rows as blocks, for sequences that have no cache.
+pub(crate) fn blocks_of(k: &[f32], v: &[f32], heads: Heads) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let size = BLOCK * heads.key_columns();
+    let rows = k.chunks(size).zip(v.chunks(size));
+    rows.map(|rows| {
+        let mut block = (vec![0f32; size], vec![0f32; size]);
+        write_block((&mut block.0, &mut block.1), 0, rows, heads);
+        block
+    })
+    .collect()
 }
 
 /// Attention of `q` (`[rows, queries · dim]`) over each span's past, which holds its own rows too.
 pub(crate) fn attend(q: &Tensor, spans: &[Span], pasts: &[Past<'_>], heads: Heads) -> Result<Tensor> {
     let columns = heads.queries * heads.dim;
     let rows = q.dim(0)?;
-    let owner: Vec<usize> =
-        spans.iter().enumerate().flat_map(|(index, span)| std::iter::repeat_n(index, span.len)).collect();
     let mut out = vec![0f32; rows * columns];
     read(q, |q| {
-        for_each_row(
-            &mut out,
-            columns,
-            #[inline(always)]
-            |row, out| {
-                let span = spans[owner[row]];
-                let places = span.position + row - span.start + 1;
-                let q = &q[row * columns..(row + 1) * columns];
-                let mut weights = vec![0f32; places];
-                for (head, (out, q)) in
-                    out.chunks_exact_mut(heads.dim).zip(q.chunks_exact(heads.dim)).enumerate()
-                {
-                    let column = head * heads.keys / heads.queries * heads.dim;
-                    attention_weights(q, pasts[owner[row]].keys, column, heads, &mut weights);
-                    for (place, weight) in weights.iter().enumerate() {
-                        let at = place * heads.key_columns() + column;
-                        add_scaled(out, *weight, &pasts[owner[row]].values[at..at + heads.dim]);
-                    }
-                }
-            },
-        );
+        let tasks = tasks(q, &mut out, spans, pasts, heads);
+        let arch = pulp::Arch::new();
+        let work: usize = spans.iter().map(|span| span.len * (span.position + span.len) * columns).sum();
+        if work < PARALLEL_WORK {
+            for task in tasks {
+                arch.dispatch(task);
+            }
+        } else {
+            tasks.into_par_iter().for_each(|task| arch.dispatch(task));
+        }
     })?;
     Tensor::from_vec(out, (rows, columns), q.device())
+}
+
+/// The query vectors of a few rows that share a key head, for every key head and all rows.
+fn tasks<'a>(
+    q: &'a [f32],
+    out: &'a mut [f32],
+    spans: &[Span],
+    pasts: &'a [Past<'a>],
+    heads: Heads,
+) -> Vec<Task<'a>> {
+    let columns = heads.queries * heads.dim;
+    let sharing = heads.queries / heads.keys;
+    let rows_together = (TOGETHER / sharing).max(1);
+    let mut tasks = Vec::new();
+    let mut rows = q.chunks_exact(columns).zip(out.chunks_exact_mut(columns));
+    for (span, past) in spans.iter().zip(pasts) {
+        for row in 0..span.len {
+            let Some((q, out)) = rows.next() else { return tasks };
+            if row % rows_together == 0 {
+                let empty = |head| Task { past, head, dim: heads.dim, vectors: Vec::new() };
+                tasks.extend((0..heads.keys).map(empty));
+            }
+            let first = tasks.len() - heads.keys;
+            let vectors = q.chunks_exact(heads.dim).zip(out.chunks_exact_mut(heads.dim));
+            for (head, (query, out)) in vectors.enumerate() {
+                let vector = Vector { query, places: span.position + row + 1, out };
+                tasks[first + head / sharing].vectors.push(vector);
+            }
+        }
+    }
+    tasks
 }
 
 /// `softmax(q · K / √dim)` over as many places as `weights` is long.
@@ -118,10 +178,7 @@ pub(crate) fn attend_backward(
                     tasks
                         .par_iter()
                         .map(|(span, head)| {
-                            arch.dispatch(
-                                #[inline(always)]
-                                || inputs.gradients(*span, *head, heads),
-                            )
+                            arch.dispatch(OneHead { inputs: &inputs, span: *span, head: *head, heads })
                         })
                         .collect()
                 })
@@ -164,6 +221,23 @@ struct Gradients {
     dv: Vec<f32>,
 }
 
+/// A closure in its place would not be inlined, and thus not be compiled for wide vectors.
+struct OneHead<'a> {
+    inputs: &'a Inputs<'a>,
+    span: Span,
+    head: usize,
+    heads: Heads,
+}
+
+impl NullaryFnOnce for OneHead<'_> {
+    type Output = Gradients;
+
+    #[inline(always)]
+    fn call(self) -> Gradients {
+        self.inputs.gradients(self.span, self.head, self.heads)
+    }
+}
+
 impl Inputs<'_> {
     #[inline(always)]
     fn gradients(&self, span: Span, head: usize, heads: Heads) -> Gradients {
@@ -202,5 +276,87 @@ impl Inputs<'_> {
             }
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    /// Attention by its definition, in f64, of one query vector over the first `places` rows of one key head.
+    fn by_definition(
+        query: &[f32],
+        rows: (&[f32], &[f32]),
+        head: usize,
+        heads: Heads,
+        places: usize,
+    ) -> Vec<f64> {
+        let columns = heads.key_columns();
+        let at =
+            |rows: &[f32], place: usize, d: usize| f64::from(rows[place * columns + head * heads.dim + d]);
+        let score = |place: usize| -> f64 {
+            (0..heads.dim).map(|d| f64::from(query[d]) * at(rows.0, place, d)).sum::<f64>()
+                * f64::from(heads.scale())
+        };
+        let weights: Vec<f64> = (0..places).map(|place| score(place).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        (0..heads.dim)
+            .map(|d| (0..places).map(|place| weights[place] / total * at(rows.1, place, d)).sum())
+            .collect()
+    }
+
+    #[track_caller]
+    fn check(heads: Heads, spans: &[Span]) {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut random =
+            |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random::<f32>() * 4.0 - 2.0).collect() };
+        let rows: usize = spans.iter().map(|span| span.len).sum();
+        let columns = heads.queries * heads.dim;
+        let q = random(rows * columns);
+        let seen: Vec<(Vec<f32>, Vec<f32>)> = spans
+            .iter()
+            .map(|span| (span.position + span.len) * heads.key_columns())
+            .map(|count| (random(count), random(count)))
+            .collect();
+        let blocks: Vec<_> = seen.iter().map(|(k, v)| blocks_of(k, v, heads)).collect();
+        let pasts: Vec<Past<'_>> = blocks
+            .iter()
+            .map(|blocks| Past { blocks: blocks.iter().map(|(k, v)| (&k[..], &v[..])).collect() })
+            .collect();
+        let found =
+            attend(&Tensor::from_slice(&q, (rows, columns), &Device::Cpu).unwrap(), spans, &pasts, heads);
+        let found: Vec<Vec<f32>> = found.unwrap().to_vec2().unwrap();
+        for (span, (k, v)) in spans.iter().zip(&seen) {
+            for row in 0..span.len {
+                for head in 0..heads.queries {
+                    let at = head * heads.dim..(head + 1) * heads.dim;
+                    let query = &q[(span.start + row) * columns..][at.clone()];
+                    let key_head = head * heads.keys / heads.queries;
+                    let expected = by_definition(query, (k, v), key_head, heads, span.position + row + 1);
+                    for (found, expected) in found[span.start + row][at].iter().zip(expected) {
+                        assert!(
+                            (f64::from(*found) - expected).abs() < 2e-5,
+                            "{heads:?}: {found} but {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_that_of_its_definition() {
+        let spans = [
+            Span { start: 0, len: 1, position: 0 },
+            Span { start: 1, len: 70, position: 0 },
+            Span { start: 71, len: 5, position: 60 },
+            Span { start: 76, len: 1, position: 31 },
+        ];
+        for (queries, keys, dim) in [(9, 3, 64), (4, 4, 80), (14, 2, 16), (2, 1, 6), (8, 8, 128)] {
+            check(Heads { queries, keys, dim }, &spans);
+        }
     }
 }

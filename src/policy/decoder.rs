@@ -10,7 +10,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::{
     architecture::Architecture,
-    attention::{Past, Span, attend},
+    attention::{BLOCK, Heads, Past, Span, attend, blocks_of, write_block},
     backward::{LayerTape, Tape},
     linear::Linear,
     lora::{Adapter, Target},
@@ -42,15 +42,34 @@ pub struct Decoder {
 /// Keys and values of the tokens that one sequence has passed so far.
 #[derive(Debug, Default)]
 pub struct KvCache {
-    /// `[places, kv_heads · head_dim]` for keys and for values, a pair a layer.
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    /// The blocks of each layer, as [`Past`] has them.
+    layers: Vec<Vec<(Vec<f32>, Vec<f32>)>>,
     len: usize,
 }
 
 impl KvCache {
     /// An empty cache for `layers` layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![(Vec::new(), Vec::new()); layers], len: 0 }
+        Self { layers: vec![Vec::new(); layers], len: 0 }
+    }
+
+    fn write(&mut self, layer: usize, (mut k, mut v): (&[f32], &[f32]), heads: Heads) {
+        let columns = heads.keys * heads.dim;
+        let mut place = self.len;
+        while !k.is_empty() {
+            let blocks = &mut self.layers[layer];
+            if place / BLOCK == blocks.len() {
+                blocks.push((vec![0f32; BLOCK * columns], vec![0f32; BLOCK * columns]));
+            }
+            let taken = k.len().min((BLOCK - place % BLOCK) * columns);
+            let (keys, values) = &mut blocks[place / BLOCK];
+            write_block((keys, values), place % BLOCK, (&k[..taken], &v[..taken]), heads);
+            (k, v, place) = (&k[taken..], &v[taken..], place + taken / columns);
+        }
+    }
+
+    fn past(&self, layer: usize) -> Past<'_> {
+        Past { blocks: self.layers[layer].iter().map(|(keys, values)| (&keys[..], &values[..])).collect() }
     }
 
     /// Places that are filled.
@@ -233,17 +252,21 @@ impl Decoder {
     }
 
     fn attend_fresh(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), batch: &Batch) -> Result<Tensor> {
-        let columns = k.dim(D::Minus1)?;
-        read(k, |k| {
+        let (columns, heads) = (k.dim(D::Minus1)?, self.architecture.attention());
+        let blocks: Vec<_> = read(k, |k| {
             read(v, |v| {
-                let past = |span: &Span| Past {
-                    keys: &k[span.start * columns..],
-                    values: &v[span.start * columns..],
-                };
-                let pasts: Vec<Past<'_>> = batch.spans.iter().map(past).collect();
-                attend(q, &batch.spans, &pasts, self.architecture.attention())
+                let rows = |span: &Span| span.start * columns..(span.start + span.len) * columns;
+                let spans = batch.spans.iter();
+                spans.map(|span| blocks_of(&k[rows(span)], &v[rows(span)], heads)).collect()
             })
-        })??
+        })??;
+        let pasts: Vec<Past<'_>> = blocks
+            .iter()
+            .map(|blocks: &Vec<(Vec<f32>, Vec<f32>)>| Past {
+                blocks: blocks.iter().map(|(keys, values)| (&keys[..], &values[..])).collect(),
+            })
+            .collect();
+        attend(q, &batch.spans, &pasts, heads)
     }
 
     fn attend_cached(
@@ -253,18 +276,13 @@ impl Decoder {
         batch: &Batch,
         caches: &mut [&mut KvCache],
     ) -> Result<Tensor> {
-        let columns = k.dim(D::Minus1)?;
+        let (columns, heads) = (k.dim(D::Minus1)?, self.architecture.attention());
         for (cache, span) in caches.iter_mut().zip(&batch.spans) {
             let rows = span.start * columns..(span.start + span.len) * columns;
-            let (keys, values) = &mut cache.layers[layer];
-            read(k, |k| keys.extend_from_slice(&k[rows.clone()]))?;
-            read(v, |v| values.extend_from_slice(&v[rows]))?;
+            read(k, |k| read(v, |v| cache.write(layer, (&k[rows.clone()], &v[rows]), heads)))??;
         }
-        let pasts: Vec<Past<'_>> = caches
-            .iter()
-            .map(|cache| Past { keys: &cache.layers[layer].0, values: &cache.layers[layer].1 })
-            .collect();
-        attend(q, &batch.spans, &pasts, self.architecture.attention())
+        let pasts: Vec<Past<'_>> = caches.iter().map(|cache| cache.past(layer)).collect();
+        attend(q, &batch.spans, &pasts, heads)
     }
 }
 
