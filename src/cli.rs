@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod generate;
 mod jsonl;
+mod logging;
 mod model;
 mod report;
 mod serve;
@@ -75,6 +76,7 @@ pub fn run(cli: &Cli) -> ExitCode {
 
 fn dispatch(cli: &Cli) -> Result<(), Error> {
     let config = Config::load(cli.config.as_deref())?;
+    logging::start(config.log.format, matches!(cli.command, Command::Serve));
     match &cli.command {
         Command::Serve => serve::run(config),
         Command::Demo(args) => demo::run(args),

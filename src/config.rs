@@ -22,6 +22,7 @@ use crate::upstream;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    pub log: Log,
     pub http: http::Config,
     pub policy: policy::Config,
     pub upstream: upstream::Config,
@@ -31,6 +32,23 @@ pub struct Config {
     pub learn: learn::Config,
     pub gate: gate::Config,
     pub cycle: cycle::Config,
+}
+
+/// How the log is written (`[log]`). What is shown is `RUST_LOG`'s to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    pub format: LogFormat,
+}
+
+/// One line an event.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// An object a line, the fields beside the message.
+    Json,
 }
 
 /// The configuration cannot be used.

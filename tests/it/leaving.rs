@@ -1,12 +1,14 @@
 //! The way out, and connections that dawdle.
 
 use std::{
+    io::{BufRead, BufReader, Read, Write},
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures_util::StreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -79,6 +81,65 @@ async fn the_way_out_has_a_bound() {
     let stopped = running.app.stop(Duration::from_millis(200));
     tokio::time::timeout(Duration::from_secs(10), stopped).await.unwrap();
     drop(send);
+}
+
+/// The real program, as its container runs it.
+#[test]
+fn the_log_is_json_and_says_nothing_of_what_was_said() {
+    let dir = tempfile::tempdir().unwrap();
+    gyrostat::policy::write_tiny(&dir.path().join("tiny"), 0).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gyrostat"));
+    command.arg("serve").current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let settings = [
+        ("LOG__FORMAT", "json"),
+        ("HTTP__BIND", "127.0.0.1:0"),
+        ("STORE__PATH", "data"),
+        ("POLICY__MODEL", "tiny"),
+    ];
+    command.envs(settings.map(|(key, value)| (format!("GYROSTAT_{key}"), value))).env_remove("RUST_LOG");
+    let mut server = command.spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let address = said.trim().rsplit("http://").next().unwrap().to_owned();
+    let send = |request: String| {
+        let mut connection = std::net::TcpStream::connect(&address).unwrap();
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let body = chat("chat", 1).to_string();
+    let head = format!("host: a\r\nconnection: close\r\nx-request-id: abc\r\ncontent-length: {}", body.len());
+    assert!(
+        send(format!("POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n{body}"))
+            .starts_with("HTTP/1.1 200")
+    );
+    send("GET /secret-path HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".to_owned());
+    send("GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".to_owned());
+    assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    let mut log = String::new();
+    server.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(server.wait().unwrap().success(), "{log}");
+
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let access: Vec<&Value> = lines.iter().filter(|line| line["target"] == "gyrostat::access").collect();
+    assert_eq!(access.len(), 2, "{log}");
+    let line = access[0];
+    assert_eq!(
+        (&line["method"], &line["route"], &line["status"]),
+        (&json!("POST"), &json!("/v1/chat/completions"), &json!(200))
+    );
+    assert_eq!(
+        (&line["request_id"], &line["model"], &line["version"]),
+        (&json!("abc"), &json!("tiny"), &json!("v0"))
+    );
+    assert!(
+        line["input_tokens"].as_u64().unwrap() > 0 && line["output_tokens"].as_u64().unwrap() <= 8,
+        "{line}"
+    );
+    assert!(line["seconds"].as_f64().unwrap() > 0.0, "{line}");
+    assert_eq!((&access[1]["route"], &access[1]["status"]), (&json!("other"), &json!(404)));
+    assert!(!log.contains("question") && !log.contains("secret-path"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
