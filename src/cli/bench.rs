@@ -1,6 +1,7 @@
 //! `gyrostat bench`: this machine's speed, as a small table or JSON.
 
 mod serve;
+mod upstream;
 
 use std::{io::Write, sync::Arc, time::Instant};
 
@@ -37,6 +38,8 @@ enum What {
     Drift,
     /// Durable feedback, one writer and 64.
     Store,
+    /// What upstream mode adds to the latency of 500 requests a second, in microseconds.
+    Upstream,
 }
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
@@ -72,6 +75,15 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
                     },
                     measured,
                 );
+            }
+        }
+        What::Upstream => {
+            let bench = upstream::Bench::start()?;
+            let measured: Vec<_> = (0..rounds).map(|_| bench.measure()).collect::<Result<_, _>>()?;
+            for (figure, of) in upstream::Compared::FIGURES {
+                row(&format!("whole_{figure}_us"), measured.iter().map(|all| of(&all.whole)).collect());
+                let streams = measured.iter().map(|all| of(&all.stream)).collect();
+                row(&format!("stream_first_byte_{figure}_us"), streams);
             }
         }
         What::Store => {

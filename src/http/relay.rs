@@ -131,9 +131,9 @@ pub(super) async fn complete(
         refused(&fault)
     })?;
     let completion = completion_header(call.ids());
-    let succeeded = answer.status().is_success();
-    let mut response = returned(answer, |body, headers| Body::new(Tee::new(body, headers, succeeded, call)));
-    if let (true, Some(ids)) = (succeeded, completion) {
+    let status = answer.status();
+    let mut response = returned(answer, |body, headers| Body::new(Tee::new(body, status, headers, call)));
+    if let (true, Some(ids)) = (status.is_success(), completion) {
         response.headers_mut().insert("x-gyrostat-completion", ids);
     }
     Ok(versioned(response, version))

@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     body::Bytes,
-    http::{HeaderMap, header},
+    http::{HeaderMap, StatusCode, header},
 };
 use http_body::{Body, Frame, SizeHint};
 
@@ -83,10 +83,12 @@ pub(super) struct Tee {
 }
 
 impl Tee {
-    pub(super) fn new(body: reqwest::Body, headers: &HeaderMap, succeeded: bool, call: Call) -> Self {
+    pub(super) fn new(body: reqwest::Body, status: StatusCode, headers: &HeaderMap, call: Call) -> Self {
         let length =
             headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let ear = if !succeeded {
+        let ear = if status.is_server_error() {
+            Ear::Deaf("failed")
+        } else if !status.is_success() {
             Ear::Deaf("rejected")
         } else if headers.contains_key(header::CONTENT_ENCODING) {
             Ear::Deaf("unrecorded")
