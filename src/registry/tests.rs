@@ -82,6 +82,24 @@ fn stage_promote_roll_back_reopen() {
 }
 
 #[test]
+fn what_is_not_taken_in_is_not_served() {
+    let dir = TempDir::new().unwrap();
+    let registry = open(dir.path());
+    let (one, two) = (stage(&registry, 1), stage(&registry, 2));
+    registry.take_in(move |version, sha256, dir| {
+        assert!(sha256.len() == 64 && dir.join(WEIGHTS).exists());
+        if version == one { Ok(()) } else { Err("it is full".to_owned()) }
+    });
+    registry.promote(one, Timestamp(3)).unwrap();
+    let refused = registry.promote(two, Timestamp(4)).unwrap_err();
+    assert_eq!(refused.to_string(), "v2 was not taken in: it is full");
+    assert_eq!((registry.active(), open(dir.path()).active()), (one, one));
+    // The base model needs nobody's help.
+    registry.promote(Version(0), Timestamp(5)).unwrap();
+    assert_eq!(registry.active(), Version(0));
+}
+
+#[test]
 fn a_corrupt_adapter_is_refused_and_the_incumbent_stays() {
     let dir = TempDir::new().unwrap();
     let registry = open(dir.path());

@@ -268,6 +268,27 @@ fn retention_by_age_takes_the_feedback_along() {
     );
 }
 
+#[tokio::test]
+async fn an_upstreams_name_leads_to_the_answer_as_long_as_it_is_there() {
+    let (_dir, store) = fresh();
+    let (a, b, c) = (completion(1, 1, "p"), completion(2, 2, "p"), completion(2 * DAY_MS, 3, "p"));
+    store.append_named(&a, Some("chatcmpl-1")).await.unwrap();
+    store.append_named(&b, Some("chatcmpl-1#1")).await.unwrap();
+    let named = |name: &str| store.named(name).unwrap();
+    assert_eq!(
+        (named("chatcmpl-1"), named("chatcmpl-1#1"), named("chatcmpl-2")),
+        (Some(a.id), Some(b.id), None)
+    );
+    // A service that says the same name again means its newer answer.
+    store.append_named(&c, Some("chatcmpl-1#1")).await.unwrap();
+    assert_eq!(named("chatcmpl-1#1"), Some(c.id));
+    let keys = || store.db.iter().keys().filter(|key| b"no".contains(&key.as_ref().unwrap()[0])).count();
+    assert_eq!(keys(), 5);
+    assert_eq!(store.retain(Timestamp(91 * DAY_MS)).unwrap().completions, 2);
+    assert_eq!((named("chatcmpl-1"), named("chatcmpl-1#1")), (None, Some(c.id)));
+    assert_eq!(keys(), 2);
+}
+
 #[test]
 fn retention_by_size_takes_the_oldest() {
     let dir = TempDir::new().unwrap();

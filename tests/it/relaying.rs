@@ -293,6 +293,26 @@ async fn an_answer_that_breaks_off_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_costs_the_record_and_not_the_answer() {
+    let stub = upstream(|_| async { json_answer(200, &said("a", "Yes.")) }).await;
+    let running = before(&stub, |config| config.upstream.record_queue = 1).await;
+    let answers = (0..200).map(|_| running.raw(CHAT, ASKED));
+    for answer in futures_util::future::join_all(answers).await {
+        assert_eq!(answer.status(), 200);
+    }
+    let kept = running.kept().await.len() as u64;
+    let series = |interaction: &str, outcome: &str| {
+        format!(
+            r#"gyrostat_completions_total{{interaction="{interaction}",outcome="{outcome}",version="v0"}}"#
+        )
+    };
+    assert_eq!(running.metric(&series("advice", "stop")).await, kept);
+    assert_eq!(running.metric(&series("other", "unrecorded")).await, 200 - kept);
+    assert_eq!(running.metric(r#"gyrostat_queue_depth{queue="recorder"}"#).await, 0);
+    assert_eq!(running.metric(r#"gyrostat_queue_capacity{queue="recorder"}"#).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn text_completions_and_other_models() {
     let stub = upstream(|seen| async move {
         let choices: Vec<Value> = (0..2)

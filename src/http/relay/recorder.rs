@@ -1,7 +1,11 @@
 //! Puts what has passed into the store: on a thread of its own, so that no answer waits for it.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -65,6 +69,8 @@ struct Progress {
     submitted: watch::Sender<u64>,
     /// Jobs that are in the store, or given up.
     settled: watch::Sender<u64>,
+    /// Of the jobs that wait, with requests and answers.
+    bytes: AtomicUsize,
     metrics: Arc<Metrics>,
     depth: IntGauge,
 }
@@ -82,6 +88,19 @@ pub struct Parts {
 
 /// Jobs that are written together at most.
 const GROUP: usize = 64;
+/// Bytes of requests and answers that wait at most.
+const BYTES: usize = 256 << 20;
+
+impl Job {
+    fn size(&self) -> usize {
+        let heard = match &self.heard {
+            Heard::Whole(body) => body.len(),
+            Heard::Streamed(answer) => answer.choices.values().map(|choice| choice.text.len()).sum(),
+            Heard::Nothing(_) => 0,
+        };
+        self.asked.len() + heard
+    }
+}
 
 impl Recorder {
     /// Starts the thread; at most `capacity` answers wait.
@@ -93,6 +112,7 @@ impl Recorder {
         let progress = Arc::new(Progress {
             submitted: watch::Sender::new(0),
             settled: watch::Sender::new(0),
+            bytes: AtomicUsize::new(0),
             metrics: Arc::clone(&parts.metrics),
             depth: parts.depth.clone(),
         });
@@ -100,10 +120,11 @@ impl Recorder {
         thread::Builder::new().name("recorder".to_owned()).spawn(move || {
             while let Ok(first) = jobs.recv() {
                 let group: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(GROUP - 1)).collect();
-                let count = group.len() as u64;
+                let (count, bytes) = (group.len() as u64, group.iter().map(Job::size).sum());
                 let completions: Vec<_> = group.into_iter().flat_map(|job| kept(&parts, job)).collect();
                 runtime.block_on(join_all(completions.iter().map(|kept| write(&parts, kept))));
                 shared.depth.sub(count as i64);
+                shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 shared.settled.send_modify(|settled| *settled += count);
             }
         })?;
@@ -113,10 +134,12 @@ impl Recorder {
     /// Queues an answer; where the queue is full, it is counted and forgotten.
     pub(super) fn submit(&self, job: Job) {
         self.progress.depth.inc();
-        let (version, choices) = (job.version, job.ids.len() as u64);
+        let (version, choices, size) = (job.version, job.ids.len() as u64, job.size());
         // Counted before it is queued: who waits for it must not miss it.
         self.progress.submitted.send_modify(|submitted| *submitted += 1);
-        if self.queue.try_send(job).is_err() {
+        let waiting = self.progress.bytes.fetch_add(size, Ordering::Relaxed) + size;
+        if waiting > BYTES || self.queue.try_send(job).is_err() {
+            self.progress.bytes.fetch_sub(size, Ordering::Relaxed);
             self.progress.depth.dec();
             self.progress.settled.send_modify(|settled| *settled += 1);
             let other = InteractionType::other();
@@ -195,13 +218,11 @@ fn kept(parts: &Parts, job: Job) -> Vec<Kept> {
             let outcome = outcome.err().unwrap_or("unrecorded");
             parts.metrics.no_completion(&interaction, &version, outcome, job.ids.len() as u64);
             let (model, operation) = (model(parts), job.shape.operation());
-            let label = match outcome {
-                "rejected" => "bad_request",
-                "cancelled" => "cancelled",
-                _ => "server_error",
-            };
-            if outcome != "unrecorded" {
-                parts.metrics.refused(operation, &model, label, job.seconds);
+            // A hang-up is nobody's error, and what could not be read was answered all the same.
+            match outcome {
+                "rejected" => parts.metrics.refused(operation, &model, "bad_request", job.seconds),
+                "failed" => parts.metrics.refused(operation, &model, "server_error", job.seconds),
+                _ => {}
             }
             Vec::new()
         }
