@@ -152,9 +152,9 @@ impl ApiError {
     /// The engine does not take a request, whose words stand in the field `prompt`.
     pub(super) fn not_taken(error: &SubmitError, prompt: &str) -> Self {
         match error {
-            SubmitError::QueueFull { .. } => {
+            SubmitError::QueueFull { retry_after_seconds, .. } => {
                 let full = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", error.to_string());
-                Self { retry_after_seconds: Some(1), ..full.code("rate_limit_exceeded") }
+                Self { retry_after_seconds: Some(*retry_after_seconds), ..full.code("rate_limit_exceeded") }
             }
             SubmitError::Stopped => Self::unavailable(error.to_string()),
             SubmitError::TooLong { .. } => Self::new(StatusCode::BAD_REQUEST, INVALID, error.to_string())
@@ -290,9 +290,10 @@ mod tests {
 
     #[test]
     fn the_engine_refuses() {
-        let full = ApiError::not_taken(&SubmitError::QueueFull { limit: 4 }, "messages");
+        let full =
+            ApiError::not_taken(&SubmitError::QueueFull { limit: 4, retry_after_seconds: 7 }, "messages");
         check(&full, 429, "rate_limit_error", Some("rate_limit_exceeded"));
-        assert_eq!(full.into_response().headers()[header::RETRY_AFTER], "1");
+        assert_eq!(full.into_response().headers()[header::RETRY_AFTER], "7");
         check(&ApiError::not_taken(&SubmitError::Stopped, "messages"), 503, "server_error", None);
         let long = SubmitError::TooLong { prompt: 9, max_tokens: 9, context: 10 };
         let long = ApiError::not_taken(&long, "prompt");

@@ -10,8 +10,9 @@ use candle_core::{D, Result, Tensor};
 
 use super::{
     architecture::Architecture,
-    attention::{BLOCK, Heads, Past, Span, attend, blocks_of, write_block},
+    attention::{Past, Span, attend, blocks_of},
     backward::{LayerTape, Tape},
+    kv::KvCache,
     linear::Linear,
     lora::{Adapter, Target},
     ops::{Rope, read, rms_norm, swiglu},
@@ -37,49 +38,6 @@ pub struct Decoder {
     /// `[vocabulary, hidden]`; the embedding itself when they are tied.
     pub(crate) head: Linear,
     pub(crate) rope: Rope,
-}
-
-/// Keys and values of the tokens that one sequence has passed so far.
-#[derive(Debug, Default)]
-pub struct KvCache {
-    /// The blocks of each layer, as [`Past`] has them.
-    layers: Vec<Vec<(Vec<f32>, Vec<f32>)>>,
-    len: usize,
-}
-
-impl KvCache {
-    /// An empty cache for `layers` layers.
-    pub fn new(layers: usize) -> Self {
-        Self { layers: vec![Vec::new(); layers], len: 0 }
-    }
-
-    fn write(&mut self, layer: usize, (mut k, mut v): (&[f32], &[f32]), heads: Heads) {
-        let columns = heads.keys * heads.dim;
-        let mut place = self.len;
-        while !k.is_empty() {
-            let blocks = &mut self.layers[layer];
-            if place / BLOCK == blocks.len() {
-                blocks.push((vec![0f32; BLOCK * columns], vec![0f32; BLOCK * columns]));
-            }
-            let taken = k.len().min((BLOCK - place % BLOCK) * columns);
-            let (keys, values) = &mut blocks[place / BLOCK];
-            write_block((keys, values), place % BLOCK, (&k[..taken], &v[..taken]), heads);
-            (k, v, place) = (&k[taken..], &v[taken..], place + taken / columns);
-        }
-    }
-
-    fn past(&self, layer: usize) -> Past<'_> {
-        Past { blocks: self.layers[layer].iter().map(|(keys, values)| (&keys[..], &values[..])).collect() }
-    }
-
-    /// Places that are filled.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 /// The rows of one step.
@@ -142,7 +100,7 @@ impl Decoder {
         let x = self.embed(&batch.tokens)?;
         let x = self.layers(x, batch, 0..self.layers.len(), &mut Memory::Caches(caches))?;
         for (cache, span) in caches.iter_mut().zip(&batch.spans) {
-            cache.len += span.len;
+            cache.advance(span.len);
         }
         self.normed(&x)
     }
@@ -281,7 +239,7 @@ impl Decoder {
             let rows = span.start * columns..(span.start + span.len) * columns;
             read(k, |k| read(v, |v| cache.write(layer, (&k[rows.clone()], &v[rows]), heads)))??;
         }
-        let pasts: Vec<Past<'_>> = caches.iter().map(|cache| cache.past(layer)).collect();
+        let pasts: Vec<Past<'_>> = caches.iter().map(|cache| cache.past(layer, heads)).collect();
         attend(q, &batch.spans, &pasts, heads)
     }
 }

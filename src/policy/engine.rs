@@ -1,13 +1,17 @@
 //! One thread owns the device and runs many requests together.
 //!
-//! Every step decodes all running sequences at once and takes in new prompts in chunks beside them. A client that hung
-//! up is dropped at the next step. A new adapter arrives over a `watch` channel between two steps; a sequence stays with
-//! the version it began with.
+//! Every step decodes all running sequences at once and takes in new prompts in chunks beside them, whose beginnings are
+//! read from where others have left them. A client that hung up is dropped at the next step. A new adapter arrives over a
+//! `watch` channel between two steps; a sequence stays with the version it began with. When blocks for keys and values run
+//! out, whoever came last gives its own back and starts anew later.
 
+mod schedule;
 mod sequence;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -18,12 +22,15 @@ use std::{
 };
 
 use candle_core::{Result as DeviceResult, Tensor};
+use rayon::prelude::*;
 use tokio::sync::{mpsc as events, watch};
 use tracing::error;
 
 use self::sequence::Sequence;
 use super::{
-    Batch, Config, Error, Metrics, Model,
+    Batch, Config, Error, KvCache, Metrics, Model,
+    attention::BLOCK,
+    kv::{Name, Pool},
     ops::read,
     request::{Event, GenerateRequest, Served, SubmitError},
 };
@@ -38,7 +45,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inner {
     model: Arc<Model>,
-    jobs: mpsc::SyncSender<Job>,
+    jobs: mpsc::Sender<Sequence>,
     served: watch::Receiver<Served>,
     load: Arc<Load>,
     queue: usize,
@@ -52,13 +59,16 @@ struct Load {
     /// Requests of clients, waiting or running; rollouts of the learner are not counted.
     clients: AtomicUsize,
     finished: AtomicU64,
+    /// Microseconds between two answers' ends, lately.
+    pace: AtomicU64,
 }
 
-/// A request on its way to the thread.
-struct Job {
-    request: GenerateRequest,
-    events: events::Sender<Event>,
-    submitted: Instant,
+impl Load {
+    /// Seconds until as many answers have ended as requests wait now; from 1 to 60.
+    fn retry_after_seconds(&self) -> u32 {
+        let microseconds = self.pace.load(Ordering::Relaxed) * self.waiting.load(Ordering::Relaxed) as u64;
+        microseconds.div_ceil(1_000_000).clamp(1, 60) as u32
+    }
 }
 
 impl Engine {
@@ -72,20 +82,25 @@ impl Engine {
         served: watch::Receiver<Served>,
         metrics: Metrics,
     ) -> Result<Self, Error> {
-        let (jobs, queue) = mpsc::sync_channel(config.queue.max(1));
+        // `submit` keeps the bound: it counts what waits, also once it has left the channel.
+        let (jobs, arriving) = mpsc::channel();
         let load = Arc::new(Load::default());
         metrics.queue_capacity.with_label_values(&["engine"]).set(config.queue as i64);
         metrics.queue_depth.with_label_values(&["engine"]).set(0);
-        let context = model.decoder.architecture.context.min(config.cache_tokens);
+        let pool = Pool::new(&model.decoder.architecture, config.cache_tokens);
+        metrics.cache_blocks.with_label_values(&["capacity"]).set(pool.capacity() as i64);
+        let context = model.decoder.architecture.context.min(pool.capacity() * BLOCK);
         let mut device = Loop {
             model: Arc::clone(&model),
             config: config.clone(),
             served: served.clone(),
             load: Arc::clone(&load),
             metrics,
-            queue,
-            next: None,
-            running: VecDeque::new(),
+            pool,
+            arriving,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            last_end: Instant::now(),
         };
         thread::Builder::new().name("engine".to_owned()).spawn(move || device.run())?;
         Ok(Self { inner: Arc::new(Inner { model, jobs, served, load, queue: config.queue, context }) })
@@ -102,18 +117,19 @@ impl Engine {
         }
         // One event a token, and the first and last ones: the thread never waits for a slow client.
         let (sender, receiver) = events::channel(max_tokens + 4);
-        let load = &self.inner.load;
-        let is_client = request.pinned.is_none();
-        load.waiting.fetch_add(1, Ordering::Relaxed);
+        let (load, queue) = (&self.inner.load, self.inner.queue.max(1));
+        if load.waiting.fetch_add(1, Ordering::Relaxed) >= queue {
+            load.waiting.fetch_sub(1, Ordering::Relaxed);
+            let retry_after_seconds = load.retry_after_seconds();
+            return Err(SubmitError::QueueFull { limit: queue, retry_after_seconds });
+        }
+        let sequence = Sequence::new(request, sender, Instant::now());
+        let is_client = sequence.is_client();
         load.clients.fetch_add(usize::from(is_client), Ordering::Relaxed);
-        let job = Job { request, events: sender, submitted: Instant::now() };
-        self.inner.jobs.try_send(job).map_err(|error| {
+        self.inner.jobs.send(sequence).map_err(|mpsc::SendError(_)| {
             load.waiting.fetch_sub(1, Ordering::Relaxed);
             load.clients.fetch_sub(usize::from(is_client), Ordering::Relaxed);
-            match error {
-                mpsc::TrySendError::Full(_) => SubmitError::QueueFull { limit: self.inner.queue },
-                mpsc::TrySendError::Disconnected(_) => SubmitError::Stopped,
-            }
+            SubmitError::Stopped
         })?;
         Ok(receiver)
     }
@@ -166,139 +182,214 @@ struct Loop {
     served: watch::Receiver<Served>,
     load: Arc<Load>,
     metrics: Metrics,
-    queue: mpsc::Receiver<Job>,
-    /// Taken from the queue, but there was no room in the cache yet.
-    next: Option<Job>,
-    running: VecDeque<Sequence>,
+    pool: Pool,
+    arriving: mpsc::Receiver<Sequence>,
+    /// Those that were interrupted first, then in the order of their arrival.
+    waiting: VecDeque<Sequence>,
+    /// Who comes first in the order of [`Sequence::priority`].
+    running: Vec<Sequence>,
+    last_end: Instant,
 }
 
 impl Loop {
     fn run(&mut self) {
-        while self.admit() {
+        while self.receive() {
             self.drop_cancelled();
+            self.admit();
             // Within the pool the thread takes part in the work, and need not wake another for every product.
             if let Err(fault) = rayon::scope(|_| self.step()) {
                 error!(%fault, "the device failed; all running requests are given up");
-                for sequence in std::mem::take(&mut self.running) {
+                for mut sequence in std::mem::take(&mut self.running) {
                     sequence.fail("the device failed");
-                    self.leave(&sequence);
+                    self.leave(&mut sequence);
                 }
             }
-            self.metrics.running.set(self.running.len() as i64);
-            self.metrics.cache_tokens.set(self.reserved() as i64);
+            self.report();
         }
     }
 
-    /// Tokens that the running sequences may come to hold.
-    fn reserved(&self) -> usize {
-        self.running.iter().map(Sequence::reserved).sum()
-    }
-
-    /// Moves waiting requests among the running ones while there is room; `false` once all handles are gone.
-    fn admit(&mut self) -> bool {
-        while self.running.len() < self.config.running.max(1) {
-            let job = match self.next.take() {
-                Some(job) => job,
-                None if self.running.is_empty() => match self.queue.recv() {
-                    Ok(job) => job,
-                    Err(mpsc::RecvError) => return false,
-                },
-                None => match self.queue.try_recv() {
-                    Ok(job) => job,
-                    Err(_) => break,
-                },
-            };
-            let wanted = job.request.prompt.len() + job.request.max_tokens;
-            if !self.running.is_empty() && self.reserved() + wanted > self.config.cache_tokens {
-                self.next = Some(job);
-                break;
+    /// Takes in what has been submitted; waits if there is nothing else to do. `false` once all handles are gone.
+    fn receive(&mut self) -> bool {
+        if self.running.is_empty() && self.waiting.is_empty() {
+            match self.arriving.recv() {
+                Ok(sequence) => self.waiting.push_back(sequence),
+                Err(mpsc::RecvError) => return false,
             }
-            self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-            let served = job.request.pinned.clone().unwrap_or_else(|| self.served.borrow().clone());
-            let layers = self.model.decoder.architecture.layers;
-            self.running.push_back(Sequence::new(job.request, served, job.events, job.submitted, layers));
         }
-        let waiting = self.load.waiting.load(Ordering::Relaxed);
-        self.metrics.queue_depth.with_label_values(&["engine"]).set(waiting as i64);
+        self.waiting.extend(self.arriving.try_iter());
         true
     }
 
     fn drop_cancelled(&mut self) {
-        for sequence in std::mem::take(&mut self.running) {
+        for mut sequence in std::mem::take(&mut self.running) {
             if sequence.is_cancelled() {
-                self.leave(&sequence);
+                self.leave(&mut sequence);
             } else {
-                self.running.push_back(sequence);
+                self.running.push(sequence);
+            }
+        }
+        for mut sequence in std::mem::take(&mut self.waiting) {
+            if sequence.is_cancelled() {
+                self.load.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.leave(&mut sequence);
+            } else {
+                self.waiting.push_back(sequence);
             }
         }
     }
 
-    fn leave(&self, sequence: &Sequence) {
+    /// Moves waiting requests among the running ones while there are blocks for what they have to say so far.
+    fn admit(&mut self) {
+        while self.running.len() < self.config.running.max(1) {
+            // Clients first: the learner's rollouts have time.
+            let next = self.waiting.iter().position(Sequence::is_client).unwrap_or(0);
+            let Some(sequence) = self.waiting.get(next) else { break };
+            let wanted: usize = self.running.iter().chain([sequence]).map(Sequence::blocks_wanted).sum();
+            if !self.running.is_empty() && wanted > self.pool.available() {
+                break;
+            }
+            let Some(mut sequence) = self.waiting.remove(next) else { break };
+            self.load.waiting.fetch_sub(1, Ordering::Relaxed);
+            sequence.begin(|| self.served.borrow().clone());
+            self.running.push(sequence);
+        }
+        self.running.sort_by_key(Sequence::priority);
+    }
+
+    /// Gives everything back that a sequence held.
+    fn leave(&mut self, sequence: &mut Sequence) {
+        self.pool.release(&mut sequence.cache);
         if sequence.is_client() {
             self.load.clients.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Takes every running sequence one step further: a token, or a chunk of its prompt.
+    /// Takes every running sequence further: by a token, or by a chunk of its prompt.
     fn step(&mut self) -> DeviceResult<()> {
-        if self.running.is_empty() {
+        let shares = self.shares();
+        let taken = self.find_room(shares);
+        let mut order: Vec<usize> = (0..self.running.len()).filter(|index| taken[*index] > 0).collect();
+        if order.is_empty() {
             return Ok(());
         }
         // Rows of one adapter stand together, so that each adapter is applied once.
-        self.running.make_contiguous().sort_by_key(Sequence::adapter_key);
+        order.sort_by_key(|index| self.running[*index].adapter_key());
         let mut batch = Batch::default();
-        let mut caches = Vec::new();
-        let mut budget = self.config.prefill_tokens.max(1);
-        let mut stepped = Vec::new();
-        let mut ends = Vec::new();
-        for (index, sequence) in self.running.iter_mut().enumerate() {
-            let take = sequence.pending().min(if sequence.is_prefilling() { budget } else { 1 });
-            if take == 0 {
-                continue;
-            }
-            if sequence.is_prefilling() {
-                budget -= take;
-                self.metrics.tokens.with_label_values(&["prefill"]).inc_by(take as u64);
-            } else {
-                self.metrics.tokens.with_label_values(&["decode"]).inc();
-            }
-            let cache = sequence.advance(take, &mut batch);
-            caches.push(cache.0);
-            if cache.1 {
+        let (mut ends, mut ending) = (Vec::new(), Vec::new());
+        for index in &order {
+            let phase = if self.running[*index].pending() > 1 { "prefill" } else { "decode" };
+            self.metrics.tokens.with_label_values(&[phase]).inc_by(taken[*index] as u64);
+            if self.running[*index].advance(taken[*index], &mut batch) {
                 ends.push((batch.tokens.len() - 1) as u32);
-                stepped.push(index);
+                ending.push(*index);
             }
         }
-        let hidden = self.model.decoder.step(&batch, &mut caches)?;
+        let mut caches: Vec<KvCache> =
+            order.iter().map(|index| std::mem::take(&mut self.running[*index].cache)).collect();
+        let hidden = self.model.decoder.step(&batch, &mut caches.iter_mut().collect::<Vec<_>>());
+        for (index, cache) in order.iter().zip(caches) {
+            self.running[*index].cache = cache;
+        }
+        let hidden = hidden?;
+        for index in order {
+            self.running[index].keep(&mut self.pool);
+        }
         if ends.is_empty() {
             return Ok(());
         }
         let ends = Tensor::new(ends, hidden.device())?;
         let logits = self.model.decoder.logits(&hidden.index_select(&ends, 0)?)?;
-        self.sample(&stepped, &logits)
+        self.sample(&ending, &logits)
     }
 
-    /// Draws the next token of each stepped sequence and ends those that are done.
-    fn sample(&mut self, stepped: &[usize], logits: &Tensor) -> DeviceResult<()> {
+    /// The tokens that each running sequence may take in this step.
+    fn shares(&mut self) -> Vec<usize> {
+        let mut pending = Vec::with_capacity(self.running.len());
+        let mut being_filled: HashSet<Name> = HashSet::new();
+        for sequence in &mut self.running {
+            let adopted = sequence.adopt(&mut self.pool);
+            self.metrics.tokens.with_label_values(&["shared"]).inc_by(adopted as u64);
+            // What another computes in this very step is there for the taking in the next one.
+            let late =
+                sequence.pending() > 1 && sequence.next_name().is_some_and(|name| !being_filled.insert(name));
+            pending.push(if late { 0 } else { sequence.pending() });
+        }
+        let chunks: Vec<usize> = pending.iter().copied().filter(|pending| *pending > 1).collect();
+        let mut chunks = schedule::shares(&chunks, self.config.prefill_tokens.max(1)).into_iter();
+        for pending in pending.iter_mut().filter(|pending| **pending > 1) {
+            *pending = chunks.next().unwrap_or_default();
+        }
+        pending
+    }
+
+    /// Gets blocks for what each sequence is to take in, from whoever has come last if there is no other way. What cannot
+    /// be had is taken off its share.
+    fn find_room(&mut self, mut shares: Vec<usize>) -> Vec<usize> {
+        let mut index = 0;
+        while index < self.running.len() {
+            let is_last = index + 1 == self.running.len();
+            let cache = &mut self.running[index].cache;
+            let room = cache.room() - cache.len();
+            if room >= shares[index] {
+                index += 1;
+            } else if let Some(block) = self.pool.take() {
+                cache.give(block);
+            } else if is_last {
+                shares[index] = room;
+            } else if let Some(mut last) = self.running.pop() {
+                self.metrics.preemptions.inc();
+                self.pool.release(&mut last.cache);
+                self.load.waiting.fetch_add(1, Ordering::Relaxed);
+                self.waiting.push_front(last);
+            }
+        }
+        shares.truncate(self.running.len());
+        shares
+    }
+
+    /// Draws the next token of each of these sequences and ends those that are done.
+    fn sample(&mut self, ending: &[usize], logits: &Tensor) -> DeviceResult<()> {
         let columns = logits.dim(1)?;
         let model = Arc::clone(&self.model);
+        let mut rows = vec![None; self.running.len()];
+        for (row, index) in ending.iter().enumerate() {
+            rows[*index] = Some(row);
+        }
         read(logits, |logits| {
-            for (row, index) in stepped.iter().enumerate() {
-                let logits = &logits[row * columns..(row + 1) * columns];
-                self.running[*index].take_token(logits, &model)?;
-            }
-            Ok::<(), candle_core::Error>(())
+            self.running.par_iter_mut().zip(rows).try_for_each(|(sequence, row)| {
+                let Some(row) = row else { return Ok(()) };
+                sequence.take_token(&logits[row * columns..(row + 1) * columns], &model)
+            })
         })??;
-        for sequence in std::mem::take(&mut self.running) {
+        for mut sequence in std::mem::take(&mut self.running) {
             if sequence.is_done() {
-                let nth = self.load.finished.fetch_add(1, Ordering::Relaxed);
+                let nth = self.note_end();
                 let measured = self.config.kl_one_in > 0 && nth.is_multiple_of(self.config.kl_one_in);
-                self.leave(&sequence);
                 sequence.finish(&model, measured)?;
+                self.leave(&mut sequence);
             } else {
-                self.running.push_back(sequence);
+                self.running.push(sequence);
             }
         }
         Ok(())
+    }
+
+    /// Counts an answer's end, and how long after the one before it came.
+    fn note_end(&mut self) -> u64 {
+        let between = self.last_end.elapsed().as_micros() as u64;
+        self.last_end = Instant::now();
+        let pace = self.load.pace.load(Ordering::Relaxed);
+        self.load.pace.store(if pace == 0 { between } else { (9 * pace + between) / 10 }, Ordering::Relaxed);
+        self.load.finished.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn report(&self) {
+        self.metrics.running.set(self.running.len() as i64);
+        let waiting = self.load.waiting.load(Ordering::Relaxed);
+        self.metrics.queue_depth.with_label_values(&["engine"]).set(waiting as i64);
+        let used = self.pool.capacity() - self.pool.available();
+        self.metrics.cache_blocks.with_label_values(&["used"]).set(used as i64);
+        self.metrics.cache_blocks.with_label_values(&["kept"]).set(self.pool.idle() as i64);
+        self.metrics.evictions.inc_by(self.pool.evicted - self.metrics.evictions.get());
     }
 }

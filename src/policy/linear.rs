@@ -177,6 +177,11 @@ mod tests {
             let x = Tensor::from_vec(random(rows * input), (rows, input), &Device::Cpu).unwrap();
             let y = linear.forward(&x).unwrap();
             assert!(far(&y, &x.matmul(&expected.t().unwrap()).unwrap()) < 1e-4, "{kind:?}, {rows} rows");
+            let alone = linear.forward(&x.narrow(0, rows - 1, 1).unwrap()).unwrap();
+            assert!(
+                far(&y.narrow(0, rows - 1, 1).unwrap(), &alone) == 0.0,
+                "{kind:?}, a row of {rows} and alone"
+            );
             let [first, second] = Linear::forward_all([&linear, &linear], &x).unwrap();
             assert!(far(&y, &first) == 0.0 && far(&y, &second) == 0.0, "{kind:?}, {rows} rows");
             let back = linear.backward(&y).unwrap();

@@ -245,7 +245,7 @@ fn dispatch<const BITS: usize>(packed: &Packed, strips: &[u32], x: &[f32], y: &m
     match y.len() {
         1 => arch.dispatch(Products::<BITS, 1, 4> { packed, strips, x, y }),
         2 => arch.dispatch(Products::<BITS, 2, 2> { packed, strips, x, y }),
-        4 => arch.dispatch(Products::<BITS, 4, 1> { packed, strips, x, y }),
+        4 => arch.dispatch(Products::<BITS, 4, 2> { packed, strips, x, y }),
         8 => arch.dispatch(Products::<BITS, 8, 1> { packed, strips, x, y }),
         16 => arch.dispatch(Products::<BITS, 16, 1> { packed, strips, x, y }),
         _ => arch.dispatch(Products::<BITS, 24, 1> { packed, strips, x, y }),
@@ -263,50 +263,79 @@ impl WithSimd for SumRegisters {
     }
 }
 
-/// Dot products of `R` interleaved rows with some strips, in `SUMS` partial sums each, so that no sum waits for the last.
-struct Products<'a, 'b, const BITS: usize, const R: usize, const SUMS: usize> {
+/// Dot products of `R` interleaved rows with some strips, `N` of them at a time.
+///
+/// Every sum runs over the inputs in their order, whatever `R` and `N`: what a row becomes does not depend on the rows
+/// beside it, to the last bit. For few rows several strips together keep the sums from waiting for one another.
+struct Products<'a, 'b, const BITS: usize, const R: usize, const N: usize> {
     packed: &'a Packed,
     strips: &'a [u32],
     x: &'a [f32],
     y: &'a mut [&'b mut [f32]],
 }
 
-impl<const BITS: usize, const R: usize, const SUMS: usize> WithSimd for Products<'_, '_, BITS, R, SUMS> {
+impl<const BITS: usize, const R: usize, const N: usize> WithSimd for Products<'_, '_, BITS, R, N> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { packed, strips, x, y } = self;
+        let together = strips.chunks_exact(N * packed.strip());
+        let rest = together.remainder();
+        let mut at = 0;
+        for strips in together {
+            Self::strips::<S, N>(simd, packed, strips, (x, &mut *y, at));
+            at += N * STRIP;
+        }
+        for strip in rest.chunks_exact(packed.strip()) {
+            Self::strips::<S, 1>(simd, packed, strip, (x, &mut *y, at));
+            at += STRIP;
+        }
+    }
+}
+
+impl<const BITS: usize, const R: usize, const N: usize> Products<'_, '_, BITS, R, N> {
+    /// `M` strips, whose products go to the columns from `at` on.
+    #[inline(always)]
+    fn strips<S: Simd, const M: usize>(
+        simd: S,
+        packed: &Packed,
+        strips: &[u32],
+        (x, y, at): (&[f32], &mut [&mut [f32]], usize),
+    ) {
         let registers = registers::<S>();
-        for (at, strip) in strips.chunks_exact(packed.strip()).enumerate() {
-            let mut lanes = [[0f32; STRIP]; R];
-            for register in 0..registers {
-                let mut sums = [[simd.splat_f32s(0.0); R]; SUMS];
-                let blocks = strip.chunks_exact((1 + BITS) * STRIP);
-                for (block, x) in blocks.zip(x.chunks_exact(Packed::BLOCK * R)) {
-                    let block = S::as_simd_u32s(block).0;
-                    let line = line::<S, BITS>(simd, block[register], packed.zero);
-                    for (word, x) in x.chunks_exact(32 / BITS * R).enumerate() {
-                        let word = block[(1 + word) * registers + register];
-                        for (part, x) in x.chunks_exact(R).enumerate() {
-                            let weights = weights::<S, BITS>(simd, word, part, line);
-                            for (sum, x) in sums[part % SUMS].iter_mut().zip(x) {
+        let strips: [&[u32]; M] =
+            std::array::from_fn(|nth| &strips[nth * packed.strip()..(nth + 1) * packed.strip()]);
+        let mut lanes = [[[0f32; STRIP]; M]; R];
+        for register in 0..registers {
+            let mut sums = [[simd.splat_f32s(0.0); R]; M];
+            for (block, x) in x.chunks_exact(Packed::BLOCK * R).enumerate() {
+                let words = block * (1 + BITS) * STRIP..(block + 1) * (1 + BITS) * STRIP;
+                let blocks: [&[S::u32s]; M] =
+                    std::array::from_fn(|nth| S::as_simd_u32s(&strips[nth][words.clone()]).0);
+                let lines = blocks.map(|block| line::<S, BITS>(simd, block[register], packed.zero));
+                for (word, x) in x.chunks_exact(32 / BITS * R).enumerate() {
+                    let words = blocks.map(|block| block[(1 + word) * registers + register]);
+                    for (part, x) in x.chunks_exact(R).enumerate() {
+                        for ((sums, words), line) in sums.iter_mut().zip(words).zip(lines) {
+                            let weights = weights::<S, BITS>(simd, words, part, line);
+                            for (sum, x) in sums.iter_mut().zip(x) {
                                 *sum = simd.mul_add_e_f32s(weights, simd.splat_f32s(*x), *sum);
                             }
                         }
                     }
                 }
-                for (nth, lanes) in lanes.iter_mut().enumerate() {
-                    let total =
-                        sums[1..].iter().fold(sums[0][nth], |total, sums| simd.add_f32s(total, sums[nth]));
-                    S::as_mut_simd_f32s(lanes).0[register] = total;
+            }
+            for (strip, sums) in sums.into_iter().enumerate() {
+                for (lanes, sum) in lanes.iter_mut().zip(sums) {
+                    S::as_mut_simd_f32s(&mut lanes[strip]).0[register] = sum;
                 }
             }
-            for (y, lanes) in y.iter_mut().zip(&lanes) {
-                let rest = &mut y[at * STRIP..];
-                let len = rest.len().min(STRIP);
-                rest[..len].copy_from_slice(&lanes[..len]);
-            }
+        }
+        for (y, lanes) in y.iter_mut().zip(&lanes) {
+            let lanes = lanes.as_flattened();
+            let len = (y.len() - at).min(lanes.len());
+            y[at..at + len].copy_from_slice(&lanes[..len]);
         }
     }
 }

@@ -80,13 +80,15 @@ pub struct Generated {
     pub version: Version,
     /// Seconds until the first token, counted from `submit`.
     pub first_token_seconds: f64,
+    /// Tokens of the prompt whose keys and values were there from an earlier request.
+    pub cached_tokens: usize,
 }
 
 /// Why a request was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
     #[error("the queue is full: {limit} requests are waiting")]
-    QueueFull { limit: usize },
+    QueueFull { limit: usize, retry_after_seconds: u32 },
     #[error("the engine has stopped")]
     Stopped,
     #[error(

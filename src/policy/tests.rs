@@ -78,7 +78,7 @@ fn cached_decoding_equals_the_full_pass() {
     let decoder = decoder();
     let adapter = trained(&decoder, 0);
     let full = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
-    let mut cache = KvCache::new(decoder.architecture.layers);
+    let mut cache = KvCache::of(&decoder.architecture, 64);
     let mut stepped = Vec::new();
     for chunk in [&TOKENS[..3], &TOKENS[3..4], &TOKENS[4..]] {
         let mut batch = Batch::default();

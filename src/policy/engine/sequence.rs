@@ -5,10 +5,12 @@ use std::{sync::Arc, time::Instant};
 use candle_core::Result;
 use tokio::sync::mpsc;
 
-use crate::completion::FinishReason;
+use crate::completion::{FinishReason, Version};
 use crate::policy::{
-    Batch, Decoder, KvCache, Model,
+    Adapter, Batch, Decoder, KvCache, Model,
+    attention::BLOCK,
     head::log_softmax,
+    kv::{Name, Pool, name},
     prompt::Detokenizer,
     request::{Event, GenerateRequest, Generated, Served, TokenLogprob},
     sampler::Sampler,
@@ -17,39 +19,49 @@ use crate::policy::{
 #[derive(Debug)]
 pub(super) struct Sequence {
     request: GenerateRequest,
-    served: Served,
+    /// Set when generation begins.
+    served: Option<Served>,
     events: mpsc::Sender<Event>,
     submitted: Instant,
     first_token_seconds: f64,
     sampler: Sampler,
     detokenizer: Detokenizer,
-    cache: KvCache,
-    /// Tokens of the prompt that the decoder has seen.
-    prefilled: usize,
-    answer: Vec<u32>,
+    pub(super) cache: KvCache,
+    /// The prompt, then the answer.
+    tokens: Vec<u32>,
+    /// Of the full blocks of `tokens`, under which their keys and values are shared.
+    names: Vec<Name>,
+    /// Tokens of the prompt whose keys and values somebody else had computed.
+    cached_tokens: usize,
     finish_reason: Option<FinishReason>,
 }
 
 impl Sequence {
-    pub(super) fn new(
-        request: GenerateRequest,
-        served: Served,
-        events: mpsc::Sender<Event>,
-        submitted: Instant,
-        layers: usize,
-    ) -> Self {
+    pub(super) fn new(request: GenerateRequest, events: mpsc::Sender<Event>, submitted: Instant) -> Self {
         Self {
             sampler: Sampler::new(request.sampling),
             detokenizer: Detokenizer::new(request.stop.clone()),
-            cache: KvCache::new(layers),
-            prefilled: 0,
-            answer: Vec::new(),
+            cache: KvCache::default(),
+            tokens: request.prompt.clone(),
+            names: Vec::new(),
+            cached_tokens: 0,
             finish_reason: None,
             first_token_seconds: 0.0,
+            served: None,
             request,
-            served,
             events,
             submitted,
+        }
+    }
+
+    /// Generation begins, by the version that is served now or the one that the request names; a sequence that has
+    /// begun before stays with its version.
+    pub(super) fn begin(&mut self, now_served: impl FnOnce() -> Served) {
+        if self.served.is_none() {
+            let served = self.request.pinned.clone().unwrap_or_else(now_served);
+            self.send(Event::Started { version: served.version });
+            self.served = Some(served);
+            self.name_blocks();
         }
     }
 
@@ -61,58 +73,92 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    pub(super) fn is_prefilling(&self) -> bool {
-        self.prefilled < self.request.prompt.len()
-    }
-
     pub(super) fn is_done(&self) -> bool {
         self.finish_reason.is_some()
     }
 
-    /// Tokens for which it may need keys and values.
-    pub(super) fn reserved(&self) -> usize {
-        self.request.prompt.len() + self.request.max_tokens
+    /// Clients before rollouts, and who came first before who came later.
+    pub(super) fn priority(&self) -> (bool, Instant) {
+        (!self.is_client(), self.submitted)
     }
 
     /// Sequences with the same adapter have the same key.
     pub(super) fn adapter_key(&self) -> usize {
-        self.served.adapter.as_ref().map_or(0, |adapter| Arc::as_ptr(adapter) as usize)
+        self.adapter().map_or(0, |adapter| Arc::as_ptr(adapter) as usize)
     }
 
-    /// Tokens that the decoder has not seen yet.
+    fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.served.as_ref().and_then(|served| served.adapter.as_ref())
+    }
+
+    fn answer(&self) -> &[u32] {
+        &self.tokens[self.request.prompt.len()..]
+    }
+
+    /// Tokens that the decoder has not seen yet: one while the answer grows, more while the prompt is taken in.
     pub(super) fn pending(&self) -> usize {
-        if self.is_prefilling() { self.request.prompt.len() - self.prefilled } else { 1 }
+        self.tokens.len() - self.cache.len()
+    }
+
+    /// Blocks that it still needs for the tokens that it has and the next one.
+    pub(super) fn blocks_wanted(&self) -> usize {
+        (self.tokens.len() + 1).div_ceil(BLOCK).saturating_sub(self.cache.blocks())
+    }
+
+    /// Names the full blocks. Rollouts share nothing: their adapter changes while it keeps its version.
+    fn name_blocks(&mut self) {
+        let Some(version) = self.served.as_ref().map(|served| served.version) else { return };
+        let full = if self.is_client() { self.tokens.len() / BLOCK } else { 0 };
+        for block in self.names.len()..full {
+            let tokens = &self.tokens[block * BLOCK..(block + 1) * BLOCK];
+            self.names.push(name(self.names.last(), version, tokens));
+        }
+    }
+
+    /// Takes over what others have computed of the same beginning; returns how many tokens that was. The last token is
+    /// always left: its logits are wanted.
+    pub(super) fn adopt(&mut self, pool: &mut Pool) -> usize {
+        let before = self.cache.len();
+        while self.cache.room() == self.cache.len() && self.cache.len() + BLOCK < self.tokens.len() {
+            let Some(block) = self.next_name().and_then(|name| pool.find(&name)) else { break };
+            self.cache.adopt(block);
+        }
+        let adopted = self.cache.len() - before;
+        if self.answer().is_empty() {
+            self.cached_tokens += adopted;
+        }
+        adopted
+    }
+
+    /// The name of the block that it is about to fill.
+    pub(super) fn next_name(&self) -> Option<Name> {
+        self.names.get(self.cache.len() / BLOCK).copied()
     }
 
     /// Puts the next `take` tokens into the batch; `true` if its last row decides the next token.
-    pub(super) fn advance(&mut self, take: usize, batch: &mut Batch) -> (&mut KvCache, bool) {
-        let adapter = self.served.adapter.as_ref();
-        if self.is_prefilling() {
-            if self.prefilled == 0 {
-                self.send(Event::Started { version: self.served.version });
-            }
-            let tokens = &self.request.prompt[self.prefilled..self.prefilled + take];
-            batch.push(tokens, self.prefilled, adapter);
-            self.prefilled += take;
-            let whole = !self.is_prefilling();
-            return (&mut self.cache, whole);
-        }
-        let last = self.answer.last().copied().into_iter().collect::<Vec<_>>();
-        batch.push(&last, self.cache.len(), adapter);
-        (&mut self.cache, true)
+    pub(super) fn advance(&self, take: usize, batch: &mut Batch) -> bool {
+        let seen = self.cache.len();
+        batch.push(&self.tokens[seen..seen + take], seen, self.adapter());
+        take == self.pending()
+    }
+
+    /// Shares the blocks that are full now.
+    pub(super) fn keep(&mut self, pool: &mut Pool) {
+        self.name_blocks();
+        pool.keep(&mut self.cache, &self.names);
     }
 
     /// Draws the next token from its logits and sends what it adds to the answer.
     pub(super) fn take_token(&mut self, logits: &[f32], model: &Model) -> Result<()> {
         let token = self.sampler.sample(logits)?;
-        if self.answer.is_empty() {
+        if self.answer().is_empty() {
             self.first_token_seconds = self.submitted.elapsed().as_secs_f64();
         }
         if model.decoder.architecture.end_of_turn.contains(&token) {
             self.finish_reason = Some(FinishReason::Stop);
             return Ok(());
         }
-        self.answer.push(token);
+        self.tokens.push(token);
         let piece = self.detokenizer.push(model.vocabulary.piece(token));
         let logprobs = self.logprobs(token, logits, model);
         if !piece.text.is_empty() || !logprobs.is_empty() {
@@ -120,7 +166,7 @@ impl Sequence {
         }
         if piece.stopped {
             self.finish_reason = Some(FinishReason::Stop);
-        } else if self.answer.len() >= self.request.max_tokens {
+        } else if self.answer().len() >= self.request.max_tokens {
             self.finish_reason = Some(FinishReason::Length);
         }
         Ok(())
@@ -146,18 +192,19 @@ impl Sequence {
     }
 
     /// Sends the end of the answer.
-    pub(super) fn finish(mut self, model: &Model, measure: bool) -> Result<()> {
+    pub(super) fn finish(&mut self, model: &Model, measure: bool) -> Result<()> {
         let rest = self.detokenizer.finish();
         if !rest.is_empty() {
             self.send(Event::Text { text: rest, logprobs: Vec::new() });
         }
         let kl = if measure && self.is_client() { self.kl(&model.decoder)? } else { None };
-        let tokens = std::mem::take(&mut self.answer);
+        let tokens = self.tokens.split_off(self.request.prompt.len());
         self.send(Event::Done(Generated {
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Length),
             kl,
-            version: self.served.version,
+            version: self.served.as_ref().map_or_else(Version::default, |served| served.version),
             first_token_seconds: self.first_token_seconds,
+            cached_tokens: self.cached_tokens,
             tokens,
         }));
         Ok(())
@@ -165,16 +212,16 @@ impl Sequence {
 
     /// Mean of `log π − log π_ref` over the answer, from two passes over the whole sequence.
     fn kl(&self, decoder: &Decoder) -> Result<Option<f64>> {
-        if self.answer.is_empty() {
+        let (tokens, answer) = (&self.tokens, self.answer());
+        if answer.is_empty() {
             return Ok(None);
         }
-        let Some(adapter) = &self.served.adapter else { return Ok(Some(0.0)) };
-        let tokens: Vec<u32> = self.request.prompt.iter().chain(&self.answer).copied().collect();
+        let Some(adapter) = self.adapter() else { return Ok(Some(0.0)) };
         let mean = |adapter: Option<&Arc<_>>| {
             let batch = Batch::of([&tokens[..tokens.len() - 1]], adapter);
             let hidden = decoder.hidden(&batch)?;
-            let answered = hidden.narrow(0, self.request.prompt.len() - 1, self.answer.len())?;
-            let logprobs = decoder.token_logprobs(&answered, &self.answer, 1.0, false)?.logprobs;
+            let answered = hidden.narrow(0, self.request.prompt.len() - 1, answer.len())?;
+            let logprobs = decoder.token_logprobs(&answered, answer, 1.0, false)?.logprobs;
             Ok::<f64, candle_core::Error>(
                 logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>() / logprobs.len() as f64,
             )
