@@ -154,6 +154,8 @@ struct Total {
     tokens: usize,
     most_tokens: usize,
     first_token_seconds: Option<f64>,
+    /// Tokens of the prompt that no choice had to compute.
+    cached_tokens: Option<usize>,
 }
 
 /// One choice, complete.
@@ -247,6 +249,7 @@ impl Call {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.total.tokens,
             "total_tokens": self.prompt_tokens + self.total.tokens,
+            "prompt_tokens_details": { "cached_tokens": self.total.cached_tokens.unwrap_or_default() },
         })
     }
 
@@ -309,6 +312,7 @@ impl Call {
         total.most_tokens = total.most_tokens.max(end.tokens.len());
         let first = total.first_token_seconds.unwrap_or(end.first_token_seconds);
         total.first_token_seconds = Some(first.min(end.first_token_seconds));
+        total.cached_tokens = Some(total.cached_tokens.unwrap_or(end.cached_tokens).min(end.cached_tokens));
         Ok(())
     }
 }
