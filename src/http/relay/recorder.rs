@@ -87,7 +87,10 @@ pub struct Parts {
 }
 
 /// Jobs that are written together at most.
-const GROUP: usize = 64;
+const GROUP: usize = 256;
+/// Between two groups. While there is traffic the thread sleeps instead of waiting for the queue, so that an answer on its
+/// way neither wakes it nor shares its core with it.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Bytes of requests and answers that wait at most.
 const BYTES: usize = 256 << 20;
 
@@ -126,6 +129,7 @@ impl Recorder {
                 shared.depth.sub(count as i64);
                 shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 shared.settled.send_modify(|settled| *settled += count);
+                thread::sleep(PAUSE);
             }
         })?;
         Ok(Self { queue, progress })
