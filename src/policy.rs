@@ -15,6 +15,7 @@ mod ops;
 mod packed;
 mod prompt;
 pub mod request;
+mod rope;
 mod sampler;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,7 @@ use std::{
 use candle_core::quantized::gguf_file;
 use serde::{Deserialize, Serialize};
 
-pub use architecture::Architecture;
+pub use architecture::{Architecture, Family};
 pub use backward::{AdapterGradient, Tape};
 pub use decoder::{Batch, Decoder};
 pub use engine::Engine;
@@ -41,7 +42,8 @@ pub use lora::{Adapter, Shape};
 pub use metrics::Metrics;
 pub use prompt::Vocabulary;
 pub use request::{Event, GenerateRequest, Generated, Sampling, Served, SubmitError, TokenLogprob};
-pub use tiny::write_tiny;
+pub use rope::RopeScaling;
+pub use tiny::{family as tiny_family, write_tiny, write_tiny_of};
 
 /// What is served, and within which bounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use clap::Subcommand;
 use indicatif::ProgressBar;
 
-use crate::policy::{cache_dir, cached, fetch, write_tiny};
+use crate::policy::{cache_dir, cached, fetch, tiny_family, write_tiny_of};
 
 use super::{Error, jsonl};
 
@@ -23,6 +23,9 @@ pub(crate) enum Command {
         /// The same seed gives the same weights.
         #[arg(long, default_value_t = 0)]
         seed: u64,
+        /// Whose conventions it follows: llama, llama-linear, llama3, mistral, qwen2 or qwen3.
+        #[arg(long, default_value = "llama")]
+        family: String,
     },
 }
 
@@ -37,8 +40,9 @@ pub(super) fn run(command: &Command) -> Result<(), Error> {
                 writeln!(out, "{}{mark}", entry.path().display())?;
             }
         }
-        Command::Tiny { out: dir, seed } => {
-            write_tiny(dir, *seed)?;
+        Command::Tiny { out: dir, seed, family } => {
+            let unknown = || format!("--family: there is no tiny model {family:?}");
+            write_tiny_of(tiny_family(family).ok_or_else(unknown)?, dir, *seed)?;
             writeln!(out, "{}", dir.display())?;
         }
     }

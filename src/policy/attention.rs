@@ -6,6 +6,8 @@
 
 mod kernel;
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
@@ -33,11 +35,19 @@ pub(crate) struct Heads {
     pub(crate) queries: usize,
     pub(crate) keys: usize,
     pub(crate) dim: usize,
+    /// Places that a token sees, its own included; all if unset.
+    pub(crate) window: Option<usize>,
 }
 
 impl Heads {
     fn scale(self) -> f32 {
         (self.dim as f32).sqrt().recip()
+    }
+
+    /// The places that the token at `place` sees.
+    fn seen(self, place: usize) -> Range<usize> {
+        let end = place + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
     fn key_columns(self) -> usize {
@@ -130,7 +140,7 @@ fn tasks<'a>(
             let first = tasks.len() - heads.keys;
             let vectors = q.chunks_exact(heads.dim).zip(out.chunks_exact_mut(heads.dim));
             for (head, (query, out)) in vectors.enumerate() {
-                let vector = Vector { query, places: span.position + row + 1, out };
+                let vector = Vector { query, seen: heads.seen(span.position + row), out };
                 tasks[first + head / sharing].vectors.push(vector);
             }
         }
@@ -138,7 +148,7 @@ fn tasks<'a>(
     tasks
 }
 
-/// `softmax(q · K / √dim)` over as many places as `weights` is long.
+/// `softmax(q · K / √dim)` over as many places as `weights` is long; `keys` begins with the first of them.
 #[inline(always)]
 fn attention_weights(q: &[f32], keys: &[f32], column: usize, heads: Heads, weights: &mut [f32]) {
     let mut most = f32::NEG_INFINITY;
@@ -259,19 +269,22 @@ impl Inputs<'_> {
             for member in 0..group {
                 let at = (span.start + row) * columns + (head * group + member) * dim;
                 let (q, dy) = (&self.q[at..at + dim], &self.dy[at..at + dim]);
-                let (weights, dweights) = (&mut weights[..=row], &mut dweights[..=row]);
-                attention_weights(q, keys, head * dim, heads, weights);
-                for (place, dweight) in dweights.iter_mut().enumerate() {
+                let seen = heads.seen(row);
+                let first = seen.start;
+                let (weights, dweights) = (&mut weights[..seen.len()], &mut dweights[..seen.len()]);
+                attention_weights(q, &keys[first * key_columns..], head * dim, heads, weights);
+                for (place, dweight) in seen.clone().zip(&mut *dweights) {
                     *dweight = dot(dy, value(place));
                 }
                 let mean = dot(weights, dweights);
                 let dq = &mut out.dq[(row * group + member) * dim..(row * group + member + 1) * dim];
-                for place in 0..=row {
-                    let dscore = weights[place] * (dweights[place] - mean) * heads.scale();
+                for place in seen {
+                    let weight = weights[place - first];
+                    let dscore = weight * (dweights[place - first] - mean) * heads.scale();
                     let at = place * key_columns + head * dim;
                     add_scaled(dq, dscore, &keys[at..at + dim]);
                     add_scaled(&mut out.dk[place * dim..(place + 1) * dim], dscore, q);
-                    add_scaled(&mut out.dv[place * dim..(place + 1) * dim], weights[place], dy);
+                    add_scaled(&mut out.dv[place * dim..(place + 1) * dim], weight, dy);
                 }
             }
         }
@@ -286,13 +299,13 @@ mod tests {
 
     use super::*;
 
-    /// Attention by its definition, in f64, of one query vector over the first `places` rows of one key head.
+    /// Attention by its definition, in f64, of one query vector over these rows of one key head.
     fn by_definition(
         query: &[f32],
         rows: (&[f32], &[f32]),
         head: usize,
         heads: Heads,
-        places: usize,
+        seen: Range<usize>,
     ) -> Vec<f64> {
         let columns = heads.key_columns();
         let at =
@@ -301,10 +314,12 @@ mod tests {
             (0..heads.dim).map(|d| f64::from(query[d]) * at(rows.0, place, d)).sum::<f64>()
                 * f64::from(heads.scale())
         };
-        let weights: Vec<f64> = (0..places).map(|place| score(place).exp()).collect();
+        let weights: Vec<f64> = seen.clone().map(|place| score(place).exp()).collect();
         let total: f64 = weights.iter().sum();
         (0..heads.dim)
-            .map(|d| (0..places).map(|place| weights[place] / total * at(rows.1, place, d)).sum())
+            .map(|d| {
+                seen.clone().zip(&weights).map(|(place, weight)| weight / total * at(rows.1, place, d)).sum()
+            })
             .collect()
     }
 
@@ -335,7 +350,8 @@ mod tests {
                     let at = head * heads.dim..(head + 1) * heads.dim;
                     let query = &q[(span.start + row) * columns..][at.clone()];
                     let key_head = head * heads.keys / heads.queries;
-                    let expected = by_definition(query, (k, v), key_head, heads, span.position + row + 1);
+                    let seen = heads.seen(span.position + row);
+                    let expected = by_definition(query, (k, v), key_head, heads, seen);
                     for (found, expected) in found[span.start + row][at].iter().zip(expected) {
                         assert!(
                             (f64::from(*found) - expected).abs() < 2e-5,
@@ -356,7 +372,9 @@ mod tests {
             Span { start: 76, len: 1, position: 31 },
         ];
         for (queries, keys, dim) in [(9, 3, 64), (4, 4, 80), (14, 2, 16), (2, 1, 6), (8, 8, 128)] {
-            check(Heads { queries, keys, dim }, &spans);
+            for window in [None, Some(1), Some(40)] {
+                check(Heads { queries, keys, dim, window }, &spans);
+            }
         }
     }
 }

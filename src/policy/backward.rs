@@ -18,6 +18,8 @@ use super::{
 pub(crate) struct LayerTape {
     pub(crate) x: Tensor,
     pub(crate) normed: Tensor,
+    /// Query and key before each head's norm, where there is one.
+    pub(crate) bare: Option<(Tensor, Tensor)>,
     pub(crate) q: Tensor,
     pub(crate) k: Tensor,
     pub(crate) v: Tensor,
@@ -151,8 +153,14 @@ impl LayerPass<'_> {
         let dattention = self.linear(&dmiddle, &kept.attention, Target::Output)?;
         let heads = decoder.architecture.attention();
         let (dq, dk, dv) = attend_backward(&dattention, (&kept.q, &kept.k, &kept.v), &batch.spans, heads)?;
-        let dq = self.linear(&decoder.rope.rotate_backward(&dq, positions)?, &kept.normed, Target::Query)?;
-        let dk = self.linear(&decoder.rope.rotate_backward(&dk, positions)?, &kept.normed, Target::Key)?;
+        let mut dq = decoder.rope.rotate_backward(&dq, positions)?;
+        let mut dk = decoder.rope.rotate_backward(&dk, positions)?;
+        if let (Some([of_q, of_k]), Some((q, k))) = (&layer.head_norms, &kept.bare) {
+            dq = head_norm_backward(&dq, q, of_q, epsilon)?;
+            dk = head_norm_backward(&dk, k, of_k, epsilon)?;
+        }
+        let dq = self.linear(&dq, &kept.normed, Target::Query)?;
+        let dk = self.linear(&dk, &kept.normed, Target::Key)?;
         let dv = self.linear(&dv, &kept.normed, Target::Value)?;
         if !wants_input {
             return Ok(None);
@@ -174,4 +182,9 @@ impl LayerPass<'_> {
         self.gradient.add(at, da, db)?;
         dx + dmiddle.matmul(&pair.a)?
     }
+}
+
+fn head_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let heads = ((), weight.dim(0)?);
+    rms_norm_backward(&dy.reshape(heads)?, &x.reshape(heads)?, weight, epsilon)?.reshape(dy.shape())
 }

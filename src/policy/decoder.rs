@@ -15,7 +15,8 @@ use super::{
     kv::KvCache,
     linear::Linear,
     lora::{Adapter, Target},
-    ops::{Rope, read, rms_norm, swiglu},
+    ops::{read, rms_norm, swiglu},
+    rope::Rope,
 };
 
 /// One block. Each linear is `[out, in]`.
@@ -25,6 +26,10 @@ pub(crate) struct Layer {
     pub(crate) mlp_norm: Tensor,
     /// In the order of [`Target::ALL`].
     pub(crate) linears: [Linear; 7],
+    /// Of query, key and value, in families that have them: `[out]`.
+    pub(crate) biases: Option<[Tensor; 3]>,
+    /// Of each head's query and key, in families that have them: `[head_dim]`.
+    pub(crate) head_norms: Option<[Tensor; 2]>,
 }
 
 /// The frozen base: one copy of the weights, shared by the policy, the reward and value models and the reference.
@@ -176,6 +181,11 @@ impl Decoder {
         let normed = rms_norm(&x, &layer.attention_norm, self.epsilon())?;
         let targets = [Target::Query, Target::Key, Target::Value];
         let [q, k, v] = layer.project(targets, &normed, batch, index, &mut low_rank)?;
+        let bare = layer.head_norms.is_some().then(|| (q.clone(), k.clone()));
+        let (q, k) = match &layer.head_norms {
+            Some([of_q, of_k]) => (self.head_norm(&q, of_q)?, self.head_norm(&k, of_k)?),
+            None => (q, k),
+        };
         let q = self.rope.rotate(&q, positions)?;
         let k = self.rope.rotate(&k, positions)?;
         let attention = match memory {
@@ -194,6 +204,7 @@ impl Decoder {
             tape.push(LayerTape {
                 x,
                 normed,
+                bare,
                 q,
                 k,
                 v,
@@ -207,6 +218,11 @@ impl Decoder {
             });
         }
         Ok(out)
+    }
+
+    /// Every head of every row normed by itself.
+    fn head_norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        rms_norm(&x.reshape(((), weight.dim(0)?))?, weight, self.epsilon())?.reshape(x.shape())
     }
 
     fn attend_fresh(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), batch: &Batch) -> Result<Tensor> {
@@ -256,6 +272,9 @@ impl Layer {
     ) -> Result<[Tensor; N]> {
         let mut products = Linear::forward_all(targets.map(|target| &self.linears[target as usize]), x)?;
         for (y, target) in products.iter_mut().zip(targets) {
+            if let Some(bias) = self.biases.as_ref().and_then(|biases| biases.get(target as usize)) {
+                *y = y.broadcast_add(bias)?;
+            }
             let (changed, middle) = adapted(y, x, batch, layer, target)?;
             *y = changed;
             low_rank.push(middle);

@@ -22,7 +22,11 @@ pub(crate) fn read<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T>
 }
 
 /// A matrix of `rows × columns` filled row by row; `fill` gets the row's index and its elements.
-fn by_rows(like: &Tensor, columns: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
+pub(crate) fn by_rows(
+    like: &Tensor,
+    columns: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<Tensor> {
     let rows = like.dim(0)?;
     let mut out = vec![0f32; rows * columns];
     for_each_row(&mut out, columns, fill);
@@ -138,64 +142,6 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     (dot(x, x) / x.len() as f32 + epsilon).sqrt().recip()
 }
 
-/// Rotary position embedding's angles: `cos` and `sin` of `[context, head_dim / 2]`.
-///
-/// Su et al., *RoFormer*, 2021, in the half-split form of the Hugging Face checkpoints.
-#[derive(Debug)]
-pub(crate) struct Rope {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    half: usize,
-}
-
-impl Rope {
-    pub(crate) fn new(context: usize, head_dim: usize, theta: f64) -> Self {
-        let half = head_dim / 2;
-        let angle = |position: usize, i: usize| {
-            // The frequency is rounded to f32 before it is multiplied, as the reference does it.
-            let frequency = (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32;
-            position as f32 * frequency
-        };
-        let angles = || (0..context).flat_map(|position| (0..half).map(move |i| angle(position, i)));
-        Self { cos: angles().map(f32::cos).collect(), sin: angles().map(f32::sin).collect(), half }
-    }
-
-    /// Turns every head of every row by its position. `x`: `[rows, heads · head_dim]`.
-    pub(crate) fn rotate(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
-        self.turn(x, positions, 1.0)
-    }
-
-    /// The gradient of [`Rope::rotate`]: a turn the other way.
-    pub(crate) fn rotate_backward(&self, dy: &Tensor, positions: &[usize]) -> Result<Tensor> {
-        self.turn(dy, positions, -1.0)
-    }
-
-    fn turn(&self, x: &Tensor, positions: &[usize], sign: f32) -> Result<Tensor> {
-        let columns = x.dim(1)?;
-        let half = self.half;
-        read(x, |data| {
-            by_rows(
-                x,
-                columns,
-                #[inline(always)]
-                |row, out| {
-                    let at = positions[row] * half;
-                    let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
-                    let x = &data[row * columns..(row + 1) * columns];
-                    for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                        let (low, high) = out.split_at_mut(half);
-                        let (x_low, x_high) = x.split_at(half);
-                        for i in 0..half {
-                            low[i] = x_low[i] * cos[i] - sign * x_high[i] * sin[i];
-                            high[i] = x_high[i] * cos[i] + sign * x_low[i] * sin[i];
-                        }
-                    }
-                },
-            )
-        })?
-    }
-}
-
 /// `silu(gate) · up`, both `[rows, intermediate]`.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let columns = gate.dim(1)?;
@@ -292,6 +238,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::policy::rope::{Rope, RopeScaling};
 
     fn matrix(rows: usize, columns: usize, seed: u32) -> Tensor {
         let mut state = seed.wrapping_mul(2_654_435_761).max(1);
@@ -344,7 +291,7 @@ mod tests {
 
     #[test]
     fn rotation_has_its_gradient() {
-        let rope = Rope::new(32, 8, 10_000.0);
+        let rope = Rope::new(32, 8, 10_000.0, &RopeScaling::None);
         let (x, c) = (matrix(3, 16, 4), matrix(3, 16, 5));
         let dx = rope.rotate_backward(&c, &[0, 7, 31]).unwrap();
         check_gradient(&x, &dx, |x| weighted_sum(&rope.rotate(x, &[0, 7, 31]).unwrap(), &c));

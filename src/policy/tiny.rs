@@ -3,16 +3,17 @@
 use std::{fs, path::Path};
 
 use candle_core::safetensors;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer, models::bpe::BPE, pre_tokenizers::byte_level::ByteLevel};
 
-use super::{Architecture, Decoder, Error};
+use super::{Architecture, Decoder, Error, Family, RopeScaling, rope};
 
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
 /// Two layers, 64 wide, grouped-query attention, tied head.
 pub(crate) fn architecture() -> Architecture {
     Architecture {
+        family: Family::Llama,
         hidden: 64,
         intermediate: 96,
         layers: 2,
@@ -22,26 +23,63 @@ pub(crate) fn architecture() -> Architecture {
         vocabulary: 256 + SPECIAL.len(),
         context: 512,
         rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
         rms_epsilon: 1e-5,
+        window: None,
         tied: true,
         end_of_turn: vec![2],
     }
 }
 
-/// Writes the tiny model into `dir`, which is made if need be. The same seed writes the same weights.
-///
-/// # Errors
-/// The files cannot be written.
-pub fn write_tiny(dir: &Path, seed: u64) -> Result<(), Error> {
-    fs::create_dir_all(dir)?;
-    let decoder = Decoder::random(architecture(), seed)?;
-    safetensors::save(&decoder.tensors()?, dir.join("model.safetensors"))?;
-    let tokenizer = tokenizer()?;
-    tokenizer.save(dir.join("tokenizer.json"), false).map_err(|error| Error::Tokenizer(error.to_string()))?;
-    let architecture = &decoder.architecture;
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+/// The same with what a family has of its own; `None` if there is no tiny model of this name.
+pub fn family(name: &str) -> Option<Architecture> {
+    let tiny = architecture();
+    let (factor, original) = (4.0, 8);
+    match name {
+        "llama" => Some(tiny),
+        "llama-linear" => {
+            Some(Architecture { rope_scaling: RopeScaling::Linear { factor }, tied: false, ..tiny })
+        }
+        "llama3" => {
+            let (low_freq_factor, high_freq_factor) = (1.0, 4.0);
+            let original = 64;
+            let rope_scaling = RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original };
+            Some(Architecture { rope_scaling, rope_theta: 100.0, ..tiny })
+        }
+        "mistral" => Some(Architecture { family: Family::Mistral, window: Some(3), ..tiny }),
+        "qwen2" => {
+            let attention_factor = rope::yarn_attention(factor);
+            let (beta_fast, beta_slow) = (32.0, 1.0);
+            let rope_scaling = RopeScaling::Yarn { factor, beta_fast, beta_slow, attention_factor, original };
+            Some(Architecture { family: Family::Qwen2, rope_scaling, tied: false, ..tiny })
+        }
+        "qwen3" => Some(Architecture { family: Family::Qwen3, head_dim: 24, ..tiny }),
+        _ => None,
+    }
+}
+
+/// `config.json`, as transformers reads it too.
+fn config(architecture: &Architecture) -> Value {
+    let (class, kind) = match architecture.family {
+        Family::Llama => ("LlamaForCausalLM", "llama"),
+        Family::Mistral => ("MistralForCausalLM", "mistral"),
+        Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+        Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+    };
+    let scaling = match &architecture.rope_scaling {
+        RopeScaling::None | RopeScaling::Divisors(_) => Value::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original,
+        }),
+        RopeScaling::Yarn { factor, original, .. } => json!({
+            "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+        }),
+    };
+    json!({
+        "architectures": [class],
+        "model_type": kind,
         "hidden_act": "silu",
         "hidden_size": architecture.hidden,
         "intermediate_size": architecture.intermediate,
@@ -52,13 +90,35 @@ pub fn write_tiny(dir: &Path, seed: u64) -> Result<(), Error> {
         "vocab_size": architecture.vocabulary,
         "max_position_embeddings": architecture.context,
         "rope_theta": architecture.rope_theta,
+        "rope_scaling": scaling,
+        "sliding_window": architecture.window,
         "rms_norm_eps": architecture.rms_epsilon,
         "tie_word_embeddings": architecture.tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "torch_dtype": "float32",
-    });
-    fs::write(dir.join("config.json"), format!("{config:#}"))?;
+    })
+}
+
+/// Writes the tiny model into `dir`, which is made if need be. The same seed writes the same weights.
+///
+/// # Errors
+/// The files cannot be written.
+pub fn write_tiny(dir: &Path, seed: u64) -> Result<(), Error> {
+    write_tiny_of(architecture(), dir, seed)
+}
+
+/// [`write_tiny`] of one [`family`].
+///
+/// # Errors
+/// The files cannot be written.
+pub fn write_tiny_of(architecture: Architecture, dir: &Path, seed: u64) -> Result<(), Error> {
+    fs::create_dir_all(dir)?;
+    let decoder = Decoder::random(architecture, seed)?;
+    safetensors::save(&decoder.tensors()?, dir.join("model.safetensors"))?;
+    let tokenizer = tokenizer()?;
+    tokenizer.save(dir.join("tokenizer.json"), false).map_err(|error| Error::Tokenizer(error.to_string()))?;
+    fs::write(dir.join("config.json"), format!("{:#}", config(&decoder.architecture)))?;
     let tokenizer_config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": SPECIAL[1],

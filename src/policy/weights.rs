@@ -1,7 +1,7 @@
 //! Reads a decoder's weights: GGUF files, Hugging Face directories, or a tiny random one for tests.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     io::BufReader,
     path::Path,
@@ -12,43 +12,48 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
     Error,
-    architecture::Architecture,
+    architecture::{Architecture, Family},
     decoder::{Decoder, Layer},
     linear::Linear,
     lora::Target,
-    ops::Rope,
+    rope::Rope,
 };
 
 impl Decoder {
     /// Reads the weights of a GGUF file.
     pub(crate) fn from_gguf(content: &gguf_file::Content, file: &mut BufReader<File>) -> Result<Self, Error> {
-        let architecture = Architecture::from_gguf(content)?;
+        const DIVISORS: &str = "rope_freqs.weight";
+        let divisors = match content.tensor_infos.get(DIVISORS) {
+            Some(_) => {
+                Some(content.tensor(file, DIVISORS, &Device::Cpu)?.dequantize(&Device::Cpu)?.to_vec1()?)
+            }
+            None => None,
+        };
+        let architecture = Architecture::from_gguf(content, divisors)?;
         let (heads, kv_heads) = (architecture.heads, architecture.kv_heads);
+        // llama.cpp stores the rows of Llama's query and key projections in the order of its own rotary embedding, pairs
+        // side by side; the checkpoint's order (and the adapters') has the halves apart.
+        let pairs = architecture.family == Family::Llama;
         Self::build(architecture, |name| {
             let tensor = Linear::from_gguf(&content.tensor(file, &gguf_name(name), &Device::Cpu)?)?;
-            // llama.cpp stores the rows of the query and key projections in the order of its own rotary embedding,
-            // pairs side by side; the checkpoint's order (and the adapters') has the halves apart.
-            if name.ends_with("q_proj.weight") {
-                halves_apart(&tensor, heads)
-            } else if name.ends_with("k_proj.weight") {
-                halves_apart(&tensor, kv_heads)
-            } else {
-                Ok(tensor)
+            match name {
+                _ if pairs && name.ends_with("q_proj.weight") => halves_apart(&tensor, heads),
+                _ if pairs && name.ends_with("k_proj.weight") => halves_apart(&tensor, kv_heads),
+                _ => Ok(tensor),
             }
         })
     }
 
-    /// Reads `config.json` and all `*.safetensors` of a directory; any float type, unpacked to f32.
+    /// Reads `config.json` and the safetensors of a directory, in one file or several; any float type, unpacked to f32.
     pub(crate) fn from_directory(dir: &Path) -> Result<Self, Error> {
         let config = fs::read_to_string(dir.join("config.json"))
             .map_err(|error| Error::Model(format!("{}: config.json: {error}", dir.display())))?;
-        let architecture = Architecture::from_config(&config)?;
+        let generation = fs::read_to_string(dir.join("generation_config.json")).ok();
+        let architecture = Architecture::from_config(&config, generation.as_deref())?;
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
-        for entry in fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "safetensors") {
-                tensors.extend(safetensors::load(&path, &Device::Cpu)?);
-            }
+        for file in safetensors_files(dir)? {
+            let loaded = safetensors::load(dir.join(&file), &Device::Cpu);
+            tensors.extend(loaded.map_err(|error| Error::Model(format!("{file}: {error}")))?);
         }
         Self::build(architecture, |name| {
             let tensor = tensors.remove(name);
@@ -63,6 +68,14 @@ impl Decoder {
         let shapes = architecture.clone();
         Self::build(architecture, |name| {
             let (rows, columns) = shape_of(name, &shapes);
+            // What only some families have is far from neutral, so that leaving it out would show.
+            if name.ends_with("_proj.bias")
+                || name.ends_with("q_norm.weight")
+                || name.ends_with("k_norm.weight")
+            {
+                let data: Vec<f32> = (0..columns).map(|_| 0.5 + rng.random::<f32>()).collect();
+                return Ok(Linear::Dense(Tensor::from_vec(data, columns, &Device::Cpu)?));
+            }
             if rows == 1 {
                 return Ok(Linear::Dense(Tensor::ones(columns, DType::F32, &Device::Cpu)?));
             }
@@ -95,15 +108,31 @@ impl Decoder {
         for layer in 0..architecture.layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
             let [q, k, v, o, gate, up, down] = Target::ALL.map(|target| checked(&name(target.module())));
+            let biases = if architecture.has_bias() {
+                let of = |part: &str| checked(&format!("model.layers.{layer}.self_attn.{part}_proj.bias"));
+                let [q, k, v] = ["q", "k", "v"].map(of);
+                Some([q?.dense()?, k?.dense()?, v?.dense()?])
+            } else {
+                None
+            };
+            let head_norms = if architecture.norms_heads() {
+                let (q, k) = (checked(&name("self_attn.q_norm"))?, checked(&name("self_attn.k_norm"))?);
+                Some([q.dense()?, k.dense()?])
+            } else {
+                None
+            };
             layers.push(Layer {
                 attention_norm: checked(&name("input_layernorm"))?.dense()?,
                 mlp_norm: checked(&name("post_attention_layernorm"))?.dense()?,
                 linears: [q?, k?, v?, o?, gate?, up?, down?],
+                biases,
+                head_norms,
             });
         }
         let norm = checked("model.norm.weight")?.dense()?;
         let head = if architecture.tied { embedding.clone() } else { checked(HEAD)? };
-        let rope = Rope::new(architecture.context, architecture.head_dim, architecture.rope_theta);
+        let Architecture { context, head_dim, rope_theta, rope_scaling, .. } = &architecture;
+        let rope = Rope::new(*context, *head_dim, *rope_theta, rope_scaling);
         Ok(Self { architecture, embedding, layers, norm, head, rope })
     }
 
@@ -120,6 +149,12 @@ impl Decoder {
             for (target, linear) in Target::ALL.iter().zip(&layer.linears) {
                 tensors.insert(name(target.module()), linear.dense()?);
             }
+            for (part, bias) in ["q", "k", "v"].iter().zip(layer.biases.iter().flatten()) {
+                tensors.insert(format!("model.layers.{index}.self_attn.{part}_proj.bias"), bias.clone());
+            }
+            for (part, norm) in ["q", "k"].iter().zip(layer.head_norms.iter().flatten()) {
+                tensors.insert(name(&format!("self_attn.{part}_norm")), norm.clone());
+            }
         }
         if !self.architecture.tied {
             tensors.insert(HEAD.to_owned(), self.head.dense()?);
@@ -133,18 +168,44 @@ const HEAD: &str = "lm_head.weight";
 
 /// `(rows, columns)` by Hugging Face name; vectors have one row.
 fn shape_of(name: &str, architecture: &Architecture) -> (usize, usize) {
-    match name {
-        EMBEDDING | HEAD => (architecture.vocabulary, architecture.hidden),
-        _ => Target::ALL
-            .iter()
-            .find(|target| name.contains(target.module()))
-            .map_or((1, architecture.hidden), |target| architecture.linear(*target)),
+    let target = Target::ALL.iter().find(|target| name.contains(target.module()));
+    match (name, target) {
+        (EMBEDDING | HEAD, _) => (architecture.vocabulary, architecture.hidden),
+        (_, Some(target)) if name.ends_with("_proj.bias") => (1, architecture.linear(*target).0),
+        (_, Some(target)) => architecture.linear(*target),
+        _ if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => (1, architecture.head_dim),
+        _ => (1, architecture.hidden),
     }
 }
 
+/// The files that hold a directory's weights: those that its index names, `model.safetensors`, or all that there are.
+/// Some checkpoints bring the same weights twice.
+fn safetensors_files(dir: &Path) -> Result<BTreeSet<String>, Error> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    const INDEX: &str = "model.safetensors.index.json";
+    if let Ok(text) = fs::read_to_string(dir.join(INDEX)) {
+        let index: Index =
+            serde_json::from_str(&text).map_err(|error| Error::Model(format!("{INDEX}: {error}")))?;
+        let files: BTreeSet<String> = index.weight_map.into_values().collect();
+        return match files.iter().find(|file| file.contains(['/', '\\'])) {
+            Some(file) => Err(Error::Model(format!("{INDEX}: {file:?} is not a file of the directory"))),
+            None => Ok(files),
+        };
+    }
+    if dir.join("model.safetensors").exists() {
+        return Ok(BTreeSet::from(["model.safetensors".to_owned()]));
+    }
+    let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names: Vec<String> = names.collect::<std::io::Result<_>>()?;
+    Ok(names.into_iter().filter(|name| name.ends_with(".safetensors")).collect())
+}
+
 /// The GGUF name of a Hugging Face tensor.
-fn gguf_name(name: &str) -> String {
-    const NAMES: [(&str, &str); 12] = [
+pub(super) fn gguf_name(name: &str) -> String {
+    const NAMES: [(&str, &str); 14] = [
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
         ("lm_head", "output"),
@@ -152,6 +213,8 @@ fn gguf_name(name: &str) -> String {
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
         ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),

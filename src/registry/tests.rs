@@ -18,7 +18,7 @@ fn architecture() -> Architecture {
         "head_dim": 4, "vocab_size": 16, "max_position_embeddings": 16, "rope_theta": 10000.0, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
     });
-    Architecture::from_config(&config.to_string()).unwrap()
+    Architecture::from_config(&config.to_string(), None).unwrap()
 }
 
 fn open(dir: &Path) -> Registry {

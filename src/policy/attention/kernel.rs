@@ -1,5 +1,7 @@
 //! The weighted sums of attention, for a few query vectors that share a key head.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::{BLOCK, Past};
@@ -14,13 +16,14 @@ pub(super) struct Task<'a> {
     pub(super) past: &'a Past<'a>,
     pub(super) head: usize,
     pub(super) dim: usize,
-    /// Each vector's query, the number of places that it sees, and where its output goes.
+    /// The query vectors.
     pub(super) vectors: Vec<Vector<'a>>,
 }
 
 pub(super) struct Vector<'a> {
     pub(super) query: &'a [f32],
-    pub(super) places: usize,
+    /// The places that it sees.
+    pub(super) seen: Range<usize>,
     pub(super) out: &'a mut [f32],
 }
 
@@ -61,12 +64,13 @@ impl Attended<'_> {
                 *place = query * scale;
             }
         }
-        let places = vectors.iter().map(|vector| vector.places).max().unwrap_or(0);
-        let padded = places.next_multiple_of(BLOCK);
+        let blocks = blocks(vectors);
+        let padded = blocks.len() * BLOCK;
         let mut weights = vec![0f32; N * padded];
-        self.scores::<S, N>(simd, &queries, &mut weights, padded);
+        self.scores::<S, N>(simd, &queries, &mut weights, blocks.clone());
         for (weights, vector) in weights.chunks_exact_mut(padded).zip(&*vectors) {
-            softmax(simd, weights, vector.places);
+            let first = blocks.start * BLOCK;
+            softmax(simd, weights, vector.seen.start - first..vector.seen.end - first);
         }
         self.sums::<S, N>(simd, &weights, vectors);
         N
@@ -74,10 +78,17 @@ impl Attended<'_> {
 
     /// `q · k` of every place: `[N, padded]`. Lanes are neighbouring places, so that no lane is ever added to another.
     #[inline(always)]
-    fn scores<S: Simd, const N: usize>(&self, simd: S, queries: &[f32], scores: &mut [f32], padded: usize) {
+    fn scores<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        queries: &[f32],
+        scores: &mut [f32],
+        blocks: Range<usize>,
+    ) {
+        let padded = blocks.len() * BLOCK;
         let registers = BLOCK / S::F32_LANES;
         let size = self.dim * BLOCK;
-        for (block, (keys, _)) in self.past.blocks[..padded / BLOCK].iter().enumerate() {
+        for (block, (keys, _)) in self.past.blocks[blocks].iter().enumerate() {
             let keys = &keys[self.head * size..(self.head + 1) * size];
             for register in 0..registers {
                 let mut sums = [simd.splat_f32s(0.0); N];
@@ -110,11 +121,13 @@ impl Attended<'_> {
             }
         }
         // Heads narrower than a register, or not a multiple of it.
+        let first = blocks(vectors).start * BLOCK;
         for at in whole * S::F32_LANES..self.dim {
             for (vector, weights) in vectors.iter_mut().zip(weights.chunks_exact(weights.len() / N)) {
                 let value = |place: usize| self.values(place / BLOCK)[place % BLOCK * self.dim + at];
-                let weights = weights[..vector.places].iter().enumerate();
-                vector.out[at] = weights.map(|(place, weight)| weight * value(place)).sum();
+                let weights = &weights[vector.seen.start - first..];
+                let seen = vector.seen.clone().zip(weights);
+                vector.out[at] = seen.map(|(place, weight)| weight * value(place)).sum();
             }
         }
     }
@@ -127,17 +140,17 @@ impl Attended<'_> {
         weights: &[f32],
         vectors: &mut [Vector<'_>],
     ) {
-        let places = vectors.iter().map(|vector| vector.places).max().unwrap_or(0);
+        let places = vectors.iter().map(|vector| vector.seen.end).max().unwrap_or(0);
         let padded = weights.len() / N;
+        let blocks = blocks(vectors);
         let mut sums = [[simd.splat_f32s(0.0); W]; N];
         let lanes = register * S::F32_LANES..(register + W) * S::F32_LANES;
-        for block in 0..padded / BLOCK {
-            let first = block * BLOCK;
-            let values = self.values(block).chunks_exact(self.dim).take(places - first);
+        for (nth_block, block) in blocks.enumerate() {
+            let values = self.values(block).chunks_exact(self.dim).take(places - block * BLOCK);
             for (place, values) in values.enumerate() {
                 let values = S::as_simd_f32s(&values[lanes.clone()]).0;
                 for (nth, sums) in sums.iter_mut().enumerate() {
-                    let weight = simd.splat_f32s(weights[nth * padded + first + place]);
+                    let weight = simd.splat_f32s(weights[nth * padded + nth_block * BLOCK + place]);
                     for (sum, value) in sums.iter_mut().zip(values) {
                         *sum = simd.mul_add_e_f32s(weight, *value, *sum);
                     }
@@ -157,10 +170,19 @@ impl Attended<'_> {
     }
 }
 
-/// The softmax of the first `places` scores in their place; the rest become 0.
+/// The blocks that hold what some of the vectors see.
 #[inline(always)]
-fn softmax<S: Simd>(simd: S, scores: &mut [f32], places: usize) {
-    scores[places..].fill(f32::NEG_INFINITY);
+fn blocks(vectors: &[Vector<'_>]) -> Range<usize> {
+    let first = vectors.iter().map(|vector| vector.seen.start).min().unwrap_or(0);
+    let end = vectors.iter().map(|vector| vector.seen.end).max().unwrap_or(0);
+    first / BLOCK..end.div_ceil(BLOCK)
+}
+
+/// The softmax of the scores that are seen, in their place; the others become 0.
+#[inline(always)]
+fn softmax<S: Simd>(simd: S, scores: &mut [f32], seen: Range<usize>) {
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..].fill(f32::NEG_INFINITY);
     let registers = S::as_mut_simd_f32s(scores).0;
     let mut most = simd.splat_f32s(f32::NEG_INFINITY);
     for scores in &*registers {
@@ -177,7 +199,8 @@ fn softmax<S: Simd>(simd: S, scores: &mut [f32], places: usize) {
         *scores = simd.mul_f32s(*scores, by);
     }
     // e⁻⁸⁷ is not quite nothing, and the value that it would weigh may be anything.
-    scores[places..].fill(0.0);
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
 }
 
 /// `eˣ` for x ≤ 0 to about 2 units in the last place; 0 from −87 on down. The scheme of `ops::exp`.
