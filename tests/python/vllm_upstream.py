@@ -160,8 +160,8 @@ def swaps(args, direct, server):
     differ = {pair: sum(expected[pair[0]][p] != expected[pair[1]][p] for p in PROMPTS[:20]) for pair in pairs}
     check(all(differ.values()), f"the versions answer alike: {differ}")
     step(f"pushed as {names['v1']} and {names['v2']}; of 20 greedy answers {list(differ.values())} differ between {pairs}")
-    # The base model is left out while there is load: vLLM 0.32 on a CPU computes its rows with the last adapter's weights when a
-    # batch holds rows of an adapter too (`lora_b_weights[-1]` in its torch_ops), whoever asks.
+    # The base model is left out while there is load: in a batch that holds rows of an adapter too, vLLM 0.32 on a CPU indexes the
+    # adapters' weights by -1 for the base model's rows (its torch_ops), and their answers are sometimes others.
     seen, lock, flips = [], threading.Lock(), 0
     with Crowd(server, args.clients, load(server, seen, lock)) as crowd:
         until = time.monotonic() + args.seconds
