@@ -197,7 +197,9 @@ fn local_model(name: &str, has_upstream: bool) -> Result<Option<Arc<Model>>, Err
     if has_upstream && name == "default" {
         return Ok(None);
     }
-    Ok(Some(Arc::new(Model::load(name)?)))
+    let model = Model::load(name)?;
+    model.vocabulary.set_clock(now);
+    Ok(Some(Arc::new(model)))
 }
 
 /// Shares the device's threads out; later calls in one process change nothing.

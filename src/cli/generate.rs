@@ -5,6 +5,7 @@ use std::{io::Write, path::PathBuf, sync::Arc};
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::app;
 use crate::completion::{Message, Prompt, Version};
 use crate::config::Config;
 use crate::learn::sequence::encode_prompt;
@@ -80,7 +81,9 @@ pub(super) fn load(name: &str) -> Result<Model, Error> {
     if name == "default" {
         model::fetched()?;
     }
-    Ok(Model::load(name)?)
+    let model = Model::load(name)?;
+    model.vocabulary.set_clock(app::now);
+    Ok(model)
 }
 
 pub(super) fn adapter(model: &Model, dir: Option<&std::path::Path>) -> Result<Option<Arc<Adapter>>, Error> {

@@ -11,6 +11,7 @@ use super::{
     decoder::{Batch, Decoder},
     lora::{Adapter, Target},
     ops::{rms_norm_backward, swiglu_backward},
+    rope::Angles,
 };
 
 /// What one layer keeps of its forward pass; rows as in the batch.
@@ -106,14 +107,14 @@ impl Decoder {
     /// adapter of the tape.
     pub fn backward(&self, tape: &Tape, dz: &Tensor, gradient: &mut AdapterGradient) -> Result<()> {
         let Some((_, adapter)) = tape.batch.adapted.first() else { return Ok(()) };
-        let positions = tape.batch.positions();
+        let angles = self.rope.angles(&tape.batch.positions());
         let mut dy = rms_norm_backward(dz, &tape.last, &self.norm, self.epsilon())?;
         for (at, kept) in tape.layers.iter().enumerate().rev() {
             let layer = tape.first_layer + at;
             // Nothing below the first adapted layer is trained, so its input needs no gradient.
             let wants_input = layer > adapter.first_layer;
             let mut pass = LayerPass { decoder: self, layer, kept, adapter, gradient };
-            match pass.backward(&dy, &tape.batch, &positions, wants_input)? {
+            match pass.backward(&dy, &tape.batch, &angles, wants_input)? {
                 Some(dx) => dy = dx,
                 None => break,
             }
@@ -136,7 +137,7 @@ impl LayerPass<'_> {
         &mut self,
         dy: &Tensor,
         batch: &Batch,
-        positions: &[usize],
+        angles: &Angles,
         wants_input: bool,
     ) -> Result<Option<Tensor>> {
         let (decoder, kept) = (self.decoder, self.kept);
@@ -153,8 +154,8 @@ impl LayerPass<'_> {
         let dattention = self.linear(&dmiddle, &kept.attention, Target::Output)?;
         let heads = decoder.architecture.attention();
         let (dq, dk, dv) = attend_backward(&dattention, (&kept.q, &kept.k, &kept.v), &batch.spans, heads)?;
-        let mut dq = decoder.rope.rotate_backward(&dq, positions)?;
-        let mut dk = decoder.rope.rotate_backward(&dk, positions)?;
+        let mut dq = angles.rotate_backward(&dq)?;
+        let mut dk = angles.rotate_backward(&dk)?;
         if let (Some([of_q, of_k]), Some((q, k))) = (&layer.head_norms, &kept.bare) {
             dq = head_norm_backward(&dq, q, of_q, epsilon)?;
             dk = head_norm_backward(&dk, k, of_k, epsilon)?;

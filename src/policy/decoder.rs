@@ -16,7 +16,7 @@ use super::{
     linear::Linear,
     lora::{Adapter, Target},
     ops::{read, rms_norm, swiglu},
-    rope::Rope,
+    rope::{Angles, Rope},
 };
 
 /// One block. Each linear is `[out, in]`.
@@ -161,9 +161,9 @@ impl Decoder {
         layers: Range<usize>,
         memory: &mut Memory<'_, '_>,
     ) -> Result<Tensor> {
-        let positions = batch.positions();
+        let angles = self.rope.angles(&batch.positions());
         for layer in layers {
-            x = self.layer(layer, x, batch, &positions, memory)?;
+            x = self.layer(layer, x, batch, &angles, memory)?;
         }
         Ok(x)
     }
@@ -173,7 +173,7 @@ impl Decoder {
         index: usize,
         x: Tensor,
         batch: &Batch,
-        positions: &[usize],
+        angles: &Angles,
         memory: &mut Memory<'_, '_>,
     ) -> Result<Tensor> {
         let layer = &self.layers[index];
@@ -186,8 +186,8 @@ impl Decoder {
             Some([of_q, of_k]) => (self.head_norm(&q, of_q)?, self.head_norm(&k, of_k)?),
             None => (q, k),
         };
-        let q = self.rope.rotate(&q, positions)?;
-        let k = self.rope.rotate(&k, positions)?;
+        let q = angles.rotate(&q)?;
+        let k = angles.rotate(&k)?;
         let attention = match memory {
             Memory::Caches(caches) => self.attend_cached(index, (&q, &k, &v), batch, caches)?,
             Memory::Nothing | Memory::Tape(_) => self.attend_fresh((&q, &k, &v), batch)?,

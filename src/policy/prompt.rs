@@ -1,15 +1,21 @@
 //! Text to tokens and back: the tokenizer, the chat template, and whole characters out of byte pieces.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use candle_core::quantized::{gguf_file::Content, tokenizer::TokenizerFromGguf};
-use minijinja::{Environment, ErrorKind, context};
+use chrono::{DateTime, format::StrftimeItems};
+use minijinja::{Environment, ErrorKind, Value, context, value::Kwargs};
+use serde::Serialize;
 use tokenizers::{
     Tokenizer,
     pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel, digits::Digits, sequence::Sequence},
 };
 
-use crate::completion::Message;
+use crate::completion::{Message, Timestamp};
 
 use super::Error;
 
@@ -22,6 +28,8 @@ pub struct Vocabulary {
     /// The special tokens' texts.
     special: Vec<String>,
     template: Environment<'static>,
+    /// What `strftime_now` asks for the time, once somebody has said.
+    clock: Arc<OnceLock<fn() -> Timestamp>>,
     /// Texts of the special tokens that templates may name.
     bos: String,
     eos: String,
@@ -67,7 +75,7 @@ impl Vocabulary {
         };
         let template = fs::read_to_string(dir.join("chat_template.jinja"))
             .ok()
-            .or_else(|| config["chat_template"].as_str().map(str::to_owned));
+            .or_else(|| chat_template(&config["chat_template"]));
         Self::new(tokenizer, template, special("bos_token"), special("eos_token"))
     }
 
@@ -77,19 +85,18 @@ impl Vocabulary {
         bos: String,
         eos: String,
     ) -> Result<Self, Error> {
-        let mut environment = Environment::new();
-        // Transformers renders its templates with both of these on.
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<(), minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+        let clock = Arc::default();
+        let mut environment = environment(Arc::clone(&clock));
         environment.add_template_owned("chat", template.unwrap_or_else(|| CHATML.to_owned()))?;
         let pieces = (0..tokenizer.get_vocab_size(true) as u32).map(|id| piece(&tokenizer, id)).collect();
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.into_values().filter(|token| token.special).map(|token| token.content).collect();
-        Ok(Self { tokenizer, pieces, special, template: environment, bos, eos })
+        Ok(Self { tokenizer, pieces, special, template: environment, clock, bos, eos })
+    }
+
+    /// Lets templates that write the date ask for the time.
+    pub fn set_clock(&self, clock: fn() -> Timestamp) {
+        let _set_before = self.clock.set(clock);
     }
 
     /// Tokens of a conversation up to where the assistant speaks next. Special tokens come from the template alone:
@@ -156,6 +163,67 @@ impl Vocabulary {
         let bytes: Vec<u8> = tokens.iter().flat_map(|token| self.piece(*token)).copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// One template, or the one called `default` of several.
+fn chat_template(value: &serde_json::Value) -> Option<String> {
+    let named = |template: &&serde_json::Value| template["name"] == "default";
+    let several = value.as_array().and_then(|several| several.iter().find(named));
+    several.map_or(value, |default| &default["template"]).as_str().map(str::to_owned)
+}
+
+/// Jinja as transformers sets it up for chat templates.
+fn environment(clock: Arc<OnceLock<fn() -> Timestamp>>) -> Environment<'static> {
+    let invalid = |what: String| minijinja::Error::new(ErrorKind::InvalidOperation, what);
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    // A template's loops end, whatever it says: a long conversation takes a hundredth of this.
+    environment.set_fuel(Some(5_000_000));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", move |message: String| -> Result<(), minijinja::Error> {
+        Err(invalid(message))
+    });
+    environment.add_function("strftime_now", move |format: String| {
+        let now = clock.get().ok_or_else(|| invalid("strftime_now: there is no clock here".to_owned()))?;
+        let items = StrftimeItems::new(&format).parse();
+        let items = items.map_err(|_| invalid(format!("strftime_now: {format:?} is no format")))?;
+        let time = DateTime::from_timestamp_millis(now().0 as i64).unwrap_or_default();
+        Ok::<String, minijinja::Error>(time.format_with_items(items.iter()).to_string())
+    });
+    // minijinja's own is meant for HTML and escapes what stands in `<|…|>`.
+    environment.add_filter("tojson", move |value: Value, options: Kwargs| {
+        let indent: Option<usize> = options.get("indent")?;
+        let text = match indent {
+            None => serde_json::to_string(&value).map(|text| spaced(&text)),
+            Some(width) => pretty(&value, width),
+        };
+        text.map_err(|error| invalid(format!("tojson: {error}")))
+    });
+    environment
+}
+
+/// Python puts a space after each comma and colon that is not within a string.
+fn spaced(json: &str) -> String {
+    let (mut out, mut quoted, mut escaped) = (String::with_capacity(json.len()), false, false);
+    for character in json.chars() {
+        out.push(character);
+        match character {
+            '"' if !escaped => quoted = !quoted,
+            ',' | ':' if !quoted => out.push(' '),
+            _ => {}
+        }
+        escaped = character == '\\' && !escaped;
+    }
+    out
+}
+
+fn pretty(value: &Value, width: usize) -> serde_json::Result<String> {
+    let indent = " ".repeat(width.min(16));
+    let mut out = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
+    Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
 /// How text is split before byte-pair encoding, where candle's reader of GGUF does not know better by itself.
@@ -285,6 +353,41 @@ mod tests {
         check(&["END"], &[b"an E", b"N", b"d"], &["an ", "", "ENd"], "");
         check(&["END"], &[b"an E", b"ND of"], &["an ", ""], "");
         check(&["\n\n", "é"], &[b"x\n", "é".as_bytes()], &["x", "\n"], "");
+    }
+
+    #[track_caller]
+    fn check_renders(template: &str, expected: &str) {
+        let clock: Arc<OnceLock<fn() -> Timestamp>> = Arc::default();
+        clock.set(|| Timestamp(1_721_995_200_000)).unwrap();
+        let mut environment = environment(clock);
+        environment.add_template("chat", template).unwrap();
+        let context =
+            context! { tool => context! { name => "a: \"b\", <|c|>", n => [1, 2] }, bos_token => "<s>" };
+        let found = environment.get_template("chat").unwrap().render(context);
+        assert_eq!(found.unwrap_or_else(|error| error.to_string()), expected);
+    }
+
+    /// The expected texts are those of `transformers.utils.chat_template_utils._compile_jinja_template`.
+    #[test]
+    fn templates_are_jinja_as_transformers_has_it() {
+        check_renders("{{ tool | tojson }}", r#"{"name": "a: \"b\", <|c|>", "n": [1, 2]}"#);
+        check_renders("{{ [1] | tojson(indent=2) }}", "[\n  1\n]");
+        check_renders("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024");
+        check_renders(
+            "{%- set ns = namespace(n=0) %}{% for i in range(9) %}{% if i > 3 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+            "6",
+        );
+        check_renders("{{ ' Ab '.strip().upper() + bos_token[1:] }}{{ 'a,b'.split(',')[-1] }}", "ABs>b");
+        check_renders(
+            "{{ raise_exception('roles must alternate') }}",
+            "invalid operation: roles must alternate (in chat:1)",
+        );
+        check_renders(
+            "{{ strftime_now('%Q') }}",
+            "invalid operation: strftime_now: \"%Q\" is no format (in chat:1)",
+        );
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
+        check_renders(endless, "engine ran out of fuel (in chat:1)");
     }
 
     #[test]

@@ -128,39 +128,55 @@ struct Fields {
     truncate: Option<bool>,
 }
 
-/// The angles of every place: `cos` and `sin` of `[context, head_dim / 2]`.
+/// How fast each pair of dimensions turns.
 #[derive(Debug)]
 pub(crate) struct Rope {
+    /// Radians a place, `[head_dim / 2]`.
+    frequencies: Vec<f32>,
+    /// What cosines and sines are multiplied with.
+    attention: f32,
+}
+
+/// Cosines and sines of some rows, `[rows, head_dim / 2]` each: computed once for all layers.
+#[derive(Debug)]
+pub(crate) struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
 }
 
 impl Rope {
-    pub(crate) fn new(context: usize, head_dim: usize, theta: f64, scaling: &RopeScaling) -> Self {
-        // Frequencies are rounded to f32 before they are multiplied, as the reference does it.
+    pub(crate) fn new(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Self {
         let (frequencies, attention) = scaling.frequencies(head_dim, theta);
+        Self { frequencies, attention }
+    }
+
+    /// Of rows at these places.
+    pub(crate) fn angles(&self, places: &[usize]) -> Angles {
+        // Frequencies are rounded to f32 before they are multiplied, as the reference does it.
         let angles = || {
-            (0..context).flat_map(|place| frequencies.iter().map(move |frequency| place as f32 * frequency))
+            places.iter().flat_map(|place| self.frequencies.iter().map(|frequency| *place as f32 * frequency))
         };
-        Self {
-            cos: angles().map(|angle| angle.cos() * attention).collect(),
-            sin: angles().map(|angle| angle.sin() * attention).collect(),
-            half: head_dim / 2,
+        Angles {
+            cos: angles().map(|angle| angle.cos() * self.attention).collect(),
+            sin: angles().map(|angle| angle.sin() * self.attention).collect(),
+            half: self.frequencies.len(),
         }
     }
+}
 
-    /// Turns every head of every row by its position. `x`: `[rows, heads · head_dim]`.
-    pub(crate) fn rotate(&self, x: &Tensor, positions: &[usize]) -> candle_core::Result<Tensor> {
-        self.turn(x, positions, 1.0)
+impl Angles {
+    /// Turns every head of every row by its place. `x`: `[rows, heads · head_dim]`.
+    pub(crate) fn rotate(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.turn(x, 1.0)
     }
 
-    /// The gradient of [`Rope::rotate`]: a turn the other way.
-    pub(crate) fn rotate_backward(&self, dy: &Tensor, positions: &[usize]) -> candle_core::Result<Tensor> {
-        self.turn(dy, positions, -1.0)
+    /// The gradient of [`Angles::rotate`]: a turn the other way.
+    pub(crate) fn rotate_backward(&self, dy: &Tensor) -> candle_core::Result<Tensor> {
+        self.turn(dy, -1.0)
     }
 
-    fn turn(&self, x: &Tensor, positions: &[usize], sign: f32) -> candle_core::Result<Tensor> {
+    fn turn(&self, x: &Tensor, sign: f32) -> candle_core::Result<Tensor> {
         let columns = x.dim(1)?;
         let half = self.half;
         read(x, |data| {
@@ -169,7 +185,7 @@ impl Rope {
                 columns,
                 #[inline(always)]
                 |row, out| {
-                    let at = positions[row] * half;
+                    let at = row * half;
                     let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
                     let x = &data[row * columns..(row + 1) * columns];
                     for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {

@@ -22,6 +22,14 @@ use super::{
 impl Decoder {
     /// Reads the weights of a GGUF file.
     pub(crate) fn from_gguf(content: &gguf_file::Content, file: &mut BufReader<File>) -> Result<Self, Error> {
+        // candle multiplies the sizes without looking whether their product fits.
+        for (name, info) in &content.tensor_infos {
+            let elements =
+                info.shape.dims().iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+            if elements.is_none_or(|elements| elements > isize::MAX as usize / 8) {
+                return Err(Error::Model(format!("GGUF: `{name}` of {:?} is too large", info.shape.dims())));
+            }
+        }
         const DIVISORS: &str = "rope_freqs.weight";
         let divisors = match content.tensor_infos.get(DIVISORS) {
             Some(_) => {
@@ -104,7 +112,8 @@ impl Decoder {
             Ok(tensor)
         };
         let embedding = checked(EMBEDDING)?;
-        let mut layers = Vec::with_capacity(architecture.layers);
+        // Not as many at once as a header may claim.
+        let mut layers = Vec::new();
         for layer in 0..architecture.layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
             let [q, k, v, o, gate, up, down] = Target::ALL.map(|target| checked(&name(target.module())));
@@ -131,8 +140,7 @@ impl Decoder {
         }
         let norm = checked("model.norm.weight")?.dense()?;
         let head = if architecture.tied { embedding.clone() } else { checked(HEAD)? };
-        let Architecture { context, head_dim, rope_theta, rope_scaling, .. } = &architecture;
-        let rope = Rope::new(*context, *head_dim, *rope_theta, rope_scaling);
+        let rope = Rope::new(architecture.head_dim, architecture.rope_theta, &architecture.rope_scaling);
         Ok(Self { architecture, embedding, layers, norm, head, rope })
     }
 

@@ -34,7 +34,7 @@ def connect(url, timeout=120):
 def send(connection, number):
     connection.request("POST", "/v1/chat/completions", json.dumps(body(number)), {"content-type": "application/json"})
     response = connection.getresponse()
-    check(response.status == 200, f"status {response.status}: {response.read()[:300]}")
+    check(response.status == 200, f"status {response.status}")
     return response
 
 
