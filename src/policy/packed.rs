@@ -304,18 +304,23 @@ impl<const BITS: usize, const R: usize, const N: usize> Products<'_, '_, BITS, R
         (x, y, at): (&[f32], &mut [&mut [f32]], usize),
     ) {
         let registers = registers::<S>();
-        let strips: [&[u32]; M] =
-            std::array::from_fn(|nth| &strips[nth * packed.strip()..(nth + 1) * packed.strip()]);
+        // Loops, not closures: those are compiled by themselves, for no wide vectors.
+        let mut blocks: [&[S::u32s]; M] = [&[]; M];
+        let mut words = [simd.splat_u32s(0); M];
+        let mut lines = [(simd.splat_f32s(0.0), simd.splat_f32s(0.0)); M];
         let mut lanes = [[[0f32; STRIP]; M]; R];
         for register in 0..registers {
             let mut sums = [[simd.splat_f32s(0.0); R]; M];
-            for (block, x) in x.chunks_exact(Packed::BLOCK * R).enumerate() {
-                let words = block * (1 + BITS) * STRIP..(block + 1) * (1 + BITS) * STRIP;
-                let blocks: [&[S::u32s]; M] =
-                    std::array::from_fn(|nth| S::as_simd_u32s(&strips[nth][words.clone()]).0);
-                let lines = blocks.map(|block| line::<S, BITS>(simd, block[register], packed.zero));
+            for (nth_block, x) in x.chunks_exact(Packed::BLOCK * R).enumerate() {
+                for (nth, block) in blocks.iter_mut().enumerate() {
+                    let start = nth * packed.strip() + nth_block * (1 + BITS) * STRIP;
+                    *block = S::as_simd_u32s(&strips[start..start + (1 + BITS) * STRIP]).0;
+                    lines[nth] = line::<S, BITS>(simd, block[register], packed.zero);
+                }
                 for (word, x) in x.chunks_exact(32 / BITS * R).enumerate() {
-                    let words = blocks.map(|block| block[(1 + word) * registers + register]);
+                    for (words, block) in words.iter_mut().zip(blocks) {
+                        *words = block[(1 + word) * registers + register];
+                    }
                     for (part, x) in x.chunks_exact(R).enumerate() {
                         for ((sums, words), line) in sums.iter_mut().zip(words).zip(lines) {
                             let weights = weights::<S, BITS>(simd, words, part, line);
