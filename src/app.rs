@@ -214,7 +214,7 @@ async fn warm_up(engine: &Engine) {
     let Some(token) = engine.model().end_of_turn() else { return };
     let request = GenerateRequest {
         prompt: vec![token; 4],
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens: 1,
         stop: Vec::new(),
         top_logprobs: None,

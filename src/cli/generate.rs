@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         let tokens = encode_prompt(&model, &prompt)?;
         let request = GenerateRequest {
             prompt: tokens,
-            sampling: Sampling { temperature: args.temperature, top_p: 1.0, top_k: 0, seed: args.seed },
+            sampling: Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() },
             max_tokens: args.max_tokens,
             stop: Vec::new(),
             top_logprobs: None,

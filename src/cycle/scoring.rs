@@ -74,7 +74,7 @@ fn answer(
         prompt.drain(..prompt.len().saturating_sub(room));
         let request = GenerateRequest {
             prompt: prompt.clone(),
-            sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: seed as u64 },
+            sampling: Sampling { seed: seed as u64, ..Sampling::default() },
             max_tokens: response_length,
             stop: Vec::new(),
             top_logprobs: None,

@@ -11,11 +11,12 @@ use axum::{
     http::request::Parts,
     response::{IntoResponse, Response},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::completion::{CompletionId, InteractionType, Prompt, Timestamp, Version};
-use crate::policy::{Engine, Event, GenerateRequest, Generated, Sampling, TokenLogprob};
+use crate::policy::{Engine, Event, GenerateRequest, Generated, Grammar, Sampling, TokenLogprob};
 
 use super::{
     Backend, State,
@@ -57,7 +58,16 @@ async fn answer(state: State, engine: Engine, head: &Parts, asked: Asked, shape:
     if asked.model != "default" && asked.model != engine.model_name() {
         return Err(ApiError::unknown_model(&asked.model));
     }
+    let words = engine.model().decoder.architecture.vocabulary;
+    if let Some((token, _)) = asked.logit_bias.iter().find(|(token, _)| *token as usize >= words) {
+        let why = format!("is about a token that there is not: ids end at {}", words - 1);
+        return Err(ApiError::parameter(&format!("logit_bias.{token}"), why));
+    }
     let prompt = encode(&engine, &asked.prompt).await?;
+    let grammar = match &asked.form {
+        Some(schema) => Some(grammar(&engine, schema.clone()).await?),
+        None => None,
+    };
     // A new tag takes one of few places, which only a request that can be answered is worth.
     let interaction = interaction(&state, &asked)?;
     let pending = Pending {
@@ -80,7 +90,7 @@ async fn answer(state: State, engine: Engine, head: &Parts, asked: Asked, shape:
         pending,
         total: Total::default(),
     };
-    match call.submit(&prompt) {
+    match call.submit(&prompt, grammar) {
         Ok(events) if call.asked.stream => Ok(call.stream(events).await),
         Ok(events) => call.whole(events).await,
         Err(error) => Err(call.end(error, "rejected")),
@@ -106,6 +116,14 @@ async fn encode(engine: &Engine, prompt: &Prompt) -> Result<Vec<u32>> {
         Prompt::Text(text) => engine.encode_text(text),
     });
     Ok(encoded.await.map_err(ApiError::internal)??)
+}
+
+/// Off the runtime too, for a schema that is new has to be compiled.
+async fn grammar(engine: &Engine, schema: Map<String, Value>) -> Result<Grammar> {
+    let engine = engine.clone();
+    let compiled = tokio::task::spawn_blocking(move || engine.grammar(&schema)).await;
+    let refused = |why| ApiError::parameter("response_format.json_schema.schema", why);
+    compiled.map_err(ApiError::internal)?.map_err(refused)
 }
 
 /// A request on its way through the engine.
@@ -184,7 +202,7 @@ async fn complete(mut events: mpsc::Receiver<Event>) -> Option<Choice> {
 
 impl Call {
     /// One sequence a choice; the seeds of further choices follow the first.
-    fn submit(&self, prompt: &[u32]) -> Result<Vec<mpsc::Receiver<Event>>> {
+    fn submit(&self, prompt: &[u32], grammar: Option<Grammar>) -> Result<Vec<mpsc::Receiver<Event>>> {
         let asked = &self.asked;
         let room = self.engine.context().saturating_sub(prompt.len());
         let max_tokens = asked.max_tokens.unwrap_or(self.state.config.default_max_tokens.min(room).max(1));
@@ -197,6 +215,11 @@ impl Call {
                         temperature: asked.temperature,
                         top_p: asked.top_p,
                         top_k: asked.top_k,
+                        min_p: asked.min_p,
+                        presence_penalty: asked.presence_penalty,
+                        frequency_penalty: asked.frequency_penalty,
+                        logit_bias: asked.logit_bias.clone(),
+                        grammar: grammar.clone(),
                         seed: seed.wrapping_add(nth as u64),
                     },
                     max_tokens,
@@ -219,7 +242,9 @@ impl Call {
             };
             choices.push(choice);
         }
-        let version = choices.first().map_or(self.pending.version, |choice| choice.end.version);
+        if let Some(choice) = choices.first() {
+            self.pending.version = choice.end.version;
+        }
         let mut rendered = Vec::new();
         for (nth, Choice { text, logprobs, end }) in choices.into_iter().enumerate() {
             if let Err(error) = self.record(nth, &text, &end).await {
@@ -232,7 +257,7 @@ impl Call {
         body["choices"] = Value::Array(rendered);
         body["usage"] = self.usage();
         self.served();
-        Ok(versioned(Json(body).into_response(), version))
+        Ok(versioned(Json(body).into_response(), self.pending.version))
     }
 
     fn head(&self, object: &str) -> Value {
@@ -241,7 +266,16 @@ impl Call {
             "object": object,
             "created": self.at.0 / 1000,
             "model": self.engine.model_name(),
+            "system_fingerprint": self.fingerprint(),
         })
+    }
+
+    /// Answers to the same request with the same seed are the same as long as this is: program, model and version.
+    fn fingerprint(&self) -> String {
+        let model = self.engine.model_name();
+        let served = format!("{}/{model}/{}", env!("CARGO_PKG_VERSION"), self.pending.version);
+        let digest = Sha256::digest(served.as_bytes());
+        digest.iter().take(5).fold("fp_".to_owned(), |name, byte| format!("{name}{byte:02x}"))
     }
 
     fn usage(&self) -> Value {

@@ -53,6 +53,16 @@ impl ApiError {
             .code("invalid_value")
     }
 
+    /// A parameter that nothing here is known by.
+    pub(super) fn unknown_parameter(param: &str) -> Self {
+        Self::parameter(param, "is not supported").code("unknown_parameter")
+    }
+
+    /// A parameter of OpenAI's that is taken with other values only.
+    pub(super) fn unsupported(param: &str) -> Self {
+        Self::parameter(param, "is not supported with this value").code("unsupported_value")
+    }
+
     /// A well-formed statement that makes no sense.
     fn unprocessable(param: &str, why: impl std::fmt::Display) -> Self {
         Self { status: StatusCode::UNPROCESSABLE_ENTITY, ..Self::parameter(param, why) }

@@ -49,6 +49,11 @@ impl Fields {
         self.object.remove(field).filter(|value| !value.is_null())
     }
 
+    /// The field's value as it stands, which is still to be taken.
+    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+        self.object.get(field).filter(|value| !value.is_null())
+    }
+
     pub(super) fn text(&mut self, field: &str) -> Result<Option<String>> {
         match self.take(field) {
             None => Ok(None),
@@ -157,7 +162,7 @@ impl Fields {
     /// A parameter of OpenAI's that is accepted only where it asks for nothing.
     pub(super) fn neutral(&mut self, field: &str, neutral: impl Fn(&Value) -> bool) -> Result<()> {
         match self.take(field) {
-            Some(value) if !neutral(&value) => self.wrong(field, "is not supported with this value"),
+            Some(value) if !neutral(&value) => Err(ApiError::unsupported(&self.path(field))),
             _ => Ok(()),
         }
     }
@@ -165,7 +170,7 @@ impl Fields {
     /// Refuses the first field that nobody took.
     pub(super) fn finish(self) -> Result<()> {
         match self.object.iter().find(|(_, value)| !value.is_null()) {
-            Some((field, _)) => Err(ApiError::parameter(&self.path(field), "is not supported")),
+            Some((field, _)) => Err(ApiError::unknown_parameter(&self.path(field))),
             None => Ok(()),
         }
     }

@@ -207,9 +207,8 @@ impl<'a> Ppo<'a> {
                 prompt: tokens.clone(),
                 sampling: Sampling {
                     temperature: self.config.temperature,
-                    top_p: 1.0,
-                    top_k: 0,
                     seed: rng.random(),
+                    ..Sampling::default()
                 },
                 max_tokens: self.config.response_length,
                 stop: Vec::new(),

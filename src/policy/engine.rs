@@ -23,6 +23,7 @@ use std::{
 
 use candle_core::{Result as DeviceResult, Tensor};
 use rayon::prelude::*;
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc as events, watch};
 use tracing::error;
 
@@ -30,9 +31,11 @@ use self::sequence::Sequence;
 use super::{
     Batch, Config, Error, KvCache, Metrics, Model,
     attention::BLOCK,
+    grammar::{Grammar, Grammars, SchemaError},
     kv::{Name, Pool},
     ops::read,
     request::{Event, GenerateRequest, Served, SubmitError},
+    sampler::Scratch,
 };
 use crate::completion::{Message, Version};
 
@@ -50,6 +53,7 @@ struct Inner {
     load: Arc<Load>,
     queue: usize,
     context: usize,
+    grammars: Grammars,
 }
 
 /// How busy the engine is, shared with its handles.
@@ -103,7 +107,9 @@ impl Engine {
             last_end: Instant::now(),
         };
         thread::Builder::new().name("engine".to_owned()).spawn(move || device.run())?;
-        Ok(Self { inner: Arc::new(Inner { model, jobs, served, load, queue: config.queue, context }) })
+        let grammars = Grammars::new(Arc::clone(&model));
+        let queue = config.queue;
+        Ok(Self { inner: Arc::new(Inner { model, jobs, served, load, queue, context, grammars }) })
     }
 
     /// Queues one sequence. Dropping the receiver cancels it.
@@ -162,6 +168,15 @@ impl Engine {
     /// The tokenizer fails.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, Error> {
         self.inner.model.vocabulary.encode_text(text)
+    }
+
+    /// The form of a JSON schema, for [`Sampling::grammar`](super::Sampling::grammar). Not for the async runtime: a
+    /// schema that is new takes a while.
+    ///
+    /// # Errors
+    /// The schema asks for something that has no grammar.
+    pub fn grammar(&self, schema: &Map<String, Value>) -> Result<Grammar, SchemaError> {
+        self.inner.grammars.grammar(schema)
     }
 
     /// Lets clients' requests go first: returns when none is left, or after `most`.
@@ -356,11 +371,13 @@ impl Loop {
             rows[*index] = Some(row);
         }
         read(logits, |logits| {
-            self.running.par_iter_mut().zip(rows).try_for_each(|(sequence, row)| {
-                let Some(row) = row else { return Ok(()) };
-                sequence.take_token(&logits[row * columns..(row + 1) * columns], &model)
-            })
-        })??;
+            let rows = self.running.par_iter_mut().zip(rows);
+            rows.for_each_init(Scratch::default, |scratch, (sequence, row)| {
+                if let Some(row) = row {
+                    sequence.take_token(&logits[row * columns..(row + 1) * columns], &model, scratch);
+                }
+            });
+        })?;
         for mut sequence in std::mem::take(&mut self.running) {
             if sequence.is_done() {
                 let nth = self.note_end();

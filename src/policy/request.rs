@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::completion::{FinishReason, Version};
 
-use super::lora::Adapter;
+use super::{grammar::Grammar, lora::Adapter};
 
 /// How the next token is drawn from the logits.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Sampling {
     /// 0 takes the most likely token.
     pub temperature: f64,
@@ -15,8 +15,35 @@ pub struct Sampling {
     pub top_p: f64,
     /// Only the `k` most likely tokens. 0 keeps all.
     pub top_k: usize,
+    /// Only tokens with at least this share of the likeliest token's probability. 0 keeps all.
+    pub min_p: f64,
+    /// Taken from the logit of every token that is in the answer already.
+    pub presence_penalty: f64,
+    /// Taken from a token's logit once for each time that it is in the answer already.
+    pub frequency_penalty: f64,
+    /// Token ids with what is added to their logits.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The form that the answer has to have.
+    pub grammar: Option<Grammar>,
     /// The same seed, prompt and version give the same answer.
     pub seed: u64,
+}
+
+/// The model's own distribution.
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            grammar: None,
+            seed: 0,
+        }
+    }
 }
 
 /// A version's adapter; `None` is the base model as it is.

@@ -81,9 +81,17 @@ async fn logprobs_come_with_their_alternatives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_string_ends_the_answer_before_it() {
     let running = start().await;
-    let (_, text) = running.chat("chat", 5).await;
+    // The first seed whose answer is long enough to be stopped within.
+    let mut seed = 5;
+    let text = loop {
+        let (_, text) = running.chat("chat", seed).await;
+        if text.chars().count() > 5 {
+            break text;
+        }
+        seed += 1;
+    };
     let stop: String = text.chars().skip(3).take(2).collect();
-    let mut body = chat("chat", 5);
+    let mut body = chat("chat", seed);
     body["stop"] = json!(stop);
     let (_, answer) = running.post("/v1/chat/completions", &body).await;
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
@@ -110,4 +118,32 @@ async fn a_client_that_hangs_up_frees_its_place() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     panic!("the sequence went on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn biases_and_penalties_reach_the_sampler() {
+    let running = start().await;
+    let said = async |more: Value| {
+        let mut body = chat("chat", 5);
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, answer) = running.post("/v1/chat/completions", &body).await;
+        assert_eq!(status, 200, "{answer}");
+        assert!(answer["system_fingerprint"].as_str().unwrap().starts_with("fp_"));
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    // In the tiny vocabulary the printable bytes follow three special tokens: 3 is `!`, 4 is `"`.
+    assert_eq!(said(json!({ "logit_bias": { "3": 100 }, "temperature": 0 })).await, "!!!!!!!!");
+    let both = json!({ "3": 50, "4": 50 });
+    let greedy = said(json!({ "logit_bias": both, "temperature": 0 })).await;
+    let mixed = said(json!({ "logit_bias": both, "temperature": 0, "frequency_penalty": 2 })).await;
+    assert!(greedy.chars().all(|one| "!\"".contains(one)) && mixed.chars().all(|one| "!\"".contains(one)));
+    assert_eq!(mixed.matches('!').count(), 4, "{greedy} {mixed}");
+    let (status, refused) = running
+        .post(
+            "/v1/chat/completions",
+            &json!({ "model": "default", "logit_bias": { "259": 1 },
+            "messages": [{ "role": "user", "content": "x" }] }),
+        )
+        .await;
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("logit_bias.259")));
 }

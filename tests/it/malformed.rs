@@ -10,7 +10,7 @@ fn wrong_values() -> Vec<Value> {
 }
 
 /// Fields of a chat request, each with the values that are right for it although they are among the wrong ones.
-const CHAT_FIELDS: [(&str, &[usize]); 24] = [
+const CHAT_FIELDS: [(&str, &[usize]); 25] = [
     ("model", &[]),
     ("messages", &[]),
     ("stream", &[2]),
@@ -21,6 +21,7 @@ const CHAT_FIELDS: [(&str, &[usize]); 24] = [
     ("temperature", &[]),
     ("top_p", &[]),
     ("top_k", &[]),
+    ("min_p", &[]),
     ("seed", &[]),
     ("stop", &[3]),
     ("logprobs", &[2]),

@@ -56,7 +56,7 @@ fn submit(
     let prompt = (0..prompt).map(|at| ((100 + (at * 7 + salt * 131) % 3000) % vocabulary) as u32).collect();
     Ok(engine.submit(GenerateRequest {
         prompt,
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens,
         stop: Vec::new(),
         top_logprobs: None,

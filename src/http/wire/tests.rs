@@ -44,9 +44,12 @@ fn numbers_out_of_range_are_refused() {
     check_field(r#""temperature":2.01"#, "temperature");
     check_field(r#""temperature":-0.1"#, "temperature");
     check_field(r#""temperature":NaN"#, "temperature");
-    check_field(r#""top_p":0"#, "top_p");
+    check_field(r#""top_p":-0.1"#, "top_p");
     check_field(r#""top_p":1.1"#, "top_p");
     check_field(r#""top_k":-1"#, "top_k");
+    check_field(r#""min_p":1.1"#, "min_p");
+    check_field(r#""presence_penalty":2.1"#, "presence_penalty");
+    check_field(r#""frequency_penalty":-2.1"#, "frequency_penalty");
     check_field(r#""n":0"#, "n");
     check_field(r#""n":17"#, "n");
     check_field(r#""n":1.5"#, "n");
@@ -78,23 +81,83 @@ fn types_are_checked() {
 #[test]
 fn what_is_not_supported_is_never_ignored() {
     check_field(r#""nonsense":1"#, "nonsense");
-    check_field(r#""logit_bias":{"5":1}"#, "logit_bias");
-    check_field(r#""frequency_penalty":0.5"#, "frequency_penalty");
     check_field(r#""presence_penalty":"0""#, "presence_penalty");
+    check_field(r#""repetition_penalty":1.1"#, "repetition_penalty");
     check_field(r#""service_tier":"flex""#, "service_tier");
     check_field(r#""stream_options":{"include_usage":true}"#, "stream_options");
     check_field(r#""stream":true,"stream_options":{"other":true}"#, "stream_options.other");
-    check_refused(&with(r#","response_format":{"type":"json_object"}"#), "response_format");
+    check_field(
+        r#""stream":true,"stream_options":{"include_obfuscation":true}"#,
+        "stream_options.include_obfuscation",
+    );
     check_refused(&with(r#","tools":[{"type":"function"}]"#), "tools");
+    check_refused(&with(r#","functions":[{"name":"f"}]"#), "functions");
+    check_refused(&with(r#","modalities":["text","audio"]"#), "modalities");
+    check_refused(&with(r#","audio":{"voice":"alloy","format":"wav"}"#), "audio");
+    check_refused(&with(r#","prediction":{"type":"content","content":"x"}"#), "prediction");
+    check_refused(&with(r#","web_search_options":{}"#), "web_search_options");
+    check_refused(&with(r#","reasoning_effort":"low""#), "reasoning_effort");
     check_refused(&with(r#","tool_choice":"auto""#), "tool_choice");
     check_refused(&with(r#","prompt":"x""#), "prompt");
     check_refused(&with(r#","best_of":1"#), "best_of");
     check_refused(&with(r#","max_tokens":1,"max_completion_tokens":2"#), "max_tokens");
     check_text_refused(r#""prompt":"x","echo":true"#, "echo");
     check_text_refused(r#""prompt":"x","best_of":2"#, "best_of");
+    check_text_refused(r#""prompt":"x","best_of":3,"n":2"#, "best_of");
     check_text_refused(r#""prompt":"x","suffix":"y""#, "suffix");
     check_text_refused(r#""prompt":"x","messages":[]"#, "messages");
     check_text_refused(r#""prompt":"x","max_completion_tokens":5"#, "max_completion_tokens");
+}
+
+#[test]
+fn a_bias_names_its_bad_keys() {
+    assert_eq!(asked(r#","logit_bias":{"5":1.5,"70":-100}"#).logit_bias, [(5, 1.5), (70, -100.0)]);
+    check_field(r#""logit_bias":[]"#, "logit_bias");
+    check_field(r#""logit_bias":{"river":1}"#, "logit_bias.river");
+    check_field(r#""logit_bias":{"-1":1}"#, "logit_bias.-1");
+    check_field(r#""logit_bias":{"99999999999":1}"#, "logit_bias.99999999999");
+    check_field(r#""logit_bias":{"5":101}"#, "logit_bias.5");
+    check_field(r#""logit_bias":{"5":"1"}"#, "logit_bias.5");
+    check_field(r#""logit_bias":{"5":NaN}"#, "logit_bias.5");
+    let pairs: Vec<String> = (0..1025).map(|token| format!(r#""{token}":1"#)).collect();
+    check_field(&format!(r#""logit_bias":{{{}}}"#, pairs.join(",")), "logit_bias");
+}
+
+#[test]
+fn the_form_of_the_answer_is_a_schema() {
+    let form = |format: &str| asked(&format!(r#","response_format":{format}"#)).form.map(Value::Object);
+    let any_object = Some(json!({ "type": "object" }));
+    assert_eq!(form(r#"{"type":"text"}"#), None);
+    assert_eq!(form(r#"{"type":"json_object"}"#), any_object);
+    assert_eq!(form(r#"{"type":"json_schema","json_schema":{"name":"n","schema":null}}"#), any_object);
+    let whole = r#"{"type":"json_schema","json_schema":{"name":"a-b_1","description":"d","strict":true,"schema":{"type":"array"}}}"#;
+    assert_eq!(form(whole), Some(json!({ "type": "array" })));
+    let check = |format: &str, param: &str| {
+        check_refused(&with(&format!(r#","response_format":{format}"#)), &format!("response_format{param}"));
+    };
+    check("\"json\"", "");
+    check("{}", ".type");
+    check(r#"{"type":"xml"}"#, ".type");
+    check(r#"{"type":"json_object","schema":{}}"#, ".schema");
+    check(r#"{"type":"json_schema"}"#, ".json_schema");
+    check(r#"{"type":"json_schema","json_schema":7}"#, ".json_schema");
+    check(r#"{"type":"json_schema","json_schema":{"schema":{}}}"#, ".json_schema.name");
+    check(r#"{"type":"json_schema","json_schema":{"name":"a b","schema":{}}}"#, ".json_schema.name");
+    check(r#"{"type":"json_schema","json_schema":{"name":"a","schema":true}}"#, ".json_schema.schema");
+    check(r#"{"type":"json_schema","json_schema":{"name":"a","strict":1}}"#, ".json_schema.strict");
+    check(r#"{"type":"json_schema","json_schema":{"name":"a","more":1}}"#, ".json_schema.more");
+    check_text_refused(r#""prompt":"x","response_format":{"type":"text"}"#, "response_format");
+}
+
+#[test]
+fn penalties_and_other_settings_are_read() {
+    let all = asked(r#","presence_penalty":0.5,"frequency_penalty":-2,"min_p":0.1,"top_k":7,"top_p":0"#);
+    assert_eq!((all.presence_penalty, all.frequency_penalty, all.min_p), (0.5, -2.0, 0.1));
+    assert_eq!((all.top_k, all.top_p), (7, 0.0));
+    assert_eq!(asked(r#","safety_identifier":"ann""#).user.as_deref(), Some("ann"));
+    assert_eq!(asked(r#","safety_identifier":"ann","user":"bob""#).user.as_deref(), Some("bob"));
+    let both = text(br#"{"model":"m","prompt":"x","n":2,"best_of":2}"#).unwrap();
+    assert_eq!(both.n, 2);
 }
 
 #[test]
@@ -158,7 +221,7 @@ fn roles_and_parts_are_read() {
 #[test]
 fn neutral_values_and_nulls_are_taken() {
     let neutral = r#","presence_penalty":0,"frequency_penalty":0.0,"logit_bias":{},"tools":[],"tool_choice":"none",
-        "response_format":{"type":"text"},"parallel_tool_calls":true,"store":false,"service_tier":"auto",
+        "response_format":{"type":"text"},"parallel_tool_calls":true,"store":false,"service_tier":"auto","modalities":["text"],"verbosity":"medium","prompt_cache_key":"k",
         "stop":null,"temperature":null,"metadata":null,"stream_options":null,"top_logprobs":null"#;
     let plain = asked("");
     assert_eq!(asked(neutral), plain);

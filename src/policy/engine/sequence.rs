@@ -13,7 +13,7 @@ use crate::policy::{
     kv::{Name, Pool, name},
     prompt::Detokenizer,
     request::{Event, GenerateRequest, Generated, Served, TokenLogprob},
-    sampler::Sampler,
+    sampler::{Sampler, Scratch},
 };
 
 #[derive(Debug)]
@@ -34,18 +34,21 @@ pub(super) struct Sequence {
     /// Tokens of the prompt whose keys and values somebody else had computed.
     cached_tokens: usize,
     finish_reason: Option<FinishReason>,
+    /// Its grammar has given up.
+    failed: bool,
 }
 
 impl Sequence {
     pub(super) fn new(request: GenerateRequest, events: mpsc::Sender<Event>, submitted: Instant) -> Self {
         Self {
-            sampler: Sampler::new(request.sampling),
+            sampler: Sampler::new(request.sampling.clone()),
             detokenizer: Detokenizer::new(request.stop.clone()),
             cache: KvCache::default(),
             tokens: request.prompt.clone(),
             names: Vec::new(),
             cached_tokens: 0,
             finish_reason: None,
+            failed: false,
             first_token_seconds: 0.0,
             served: None,
             request,
@@ -74,7 +77,7 @@ impl Sequence {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.finish_reason.is_some()
+        self.finish_reason.is_some() || self.failed
     }
 
     /// Clients before rollouts, and who came first before who came later.
@@ -149,14 +152,17 @@ impl Sequence {
     }
 
     /// Draws the next token from its logits and sends what it adds to the answer.
-    pub(super) fn take_token(&mut self, logits: &[f32], model: &Model) -> Result<()> {
-        let token = self.sampler.sample(logits)?;
+    pub(super) fn take_token(&mut self, logits: &[f32], model: &Model, scratch: &mut Scratch) {
+        let Ok(token) = self.sampler.sample(logits, scratch) else {
+            self.failed = true;
+            return;
+        };
         if self.answer().is_empty() {
             self.first_token_seconds = self.submitted.elapsed().as_secs_f64();
         }
         if model.decoder.architecture.end_of_turn.contains(&token) {
             self.finish_reason = Some(FinishReason::Stop);
-            return Ok(());
+            return;
         }
         self.tokens.push(token);
         let piece = self.detokenizer.push(model.vocabulary.piece(token));
@@ -164,12 +170,11 @@ impl Sequence {
         if !piece.text.is_empty() || !logprobs.is_empty() {
             self.send(Event::Text { text: piece.text, logprobs });
         }
-        if piece.stopped {
+        if piece.stopped || self.sampler.is_complete() {
             self.finish_reason = Some(FinishReason::Stop);
         } else if self.answer().len() >= self.request.max_tokens {
             self.finish_reason = Some(FinishReason::Length);
         }
-        Ok(())
     }
 
     fn logprobs(&self, token: u32, logits: &[f32], model: &Model) -> Vec<TokenLogprob> {
@@ -193,6 +198,10 @@ impl Sequence {
 
     /// Sends the end of the answer.
     pub(super) fn finish(&mut self, model: &Model, measure: bool) -> Result<()> {
+        if self.failed {
+            self.fail("the grammar is too complex");
+            return Ok(());
+        }
         let rest = self.detokenizer.finish();
         if !rest.is_empty() {
             self.send(Event::Text { text: rest, logprobs: Vec::new() });

@@ -29,7 +29,7 @@ fn start(config: Config) -> Started {
 fn request(salt: u32, prompt: u32, max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         prompt: (0..prompt).map(|at| 3 + (at * 7 + salt * 31) % 200).collect(),
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: u64::from(salt) },
+        sampling: Sampling { temperature: 0.0, seed: u64::from(salt), ..Sampling::default() },
         max_tokens,
         stop: Vec::new(),
         top_logprobs: Some(0),
@@ -141,7 +141,7 @@ fn choices_share_their_prompt() {
     let streams: Vec<_> = (0..3)
         .map(|seed| {
             let mut choice = request(1, 100, 8);
-            choice.sampling = Sampling { temperature: 1.0, seed, ..choice.sampling };
+            choice.sampling = Sampling { seed, ..Sampling::default() };
             engine.submit(choice).unwrap()
         })
         .collect();
