@@ -22,12 +22,12 @@ use super::{
 impl Decoder {
     /// Reads the weights of a GGUF file.
     pub(crate) fn from_gguf(content: &gguf_file::Content, file: &mut BufReader<File>) -> Result<Self, Error> {
-        // candle multiplies the sizes without looking whether their product fits.
+        // candle multiplies the sizes without looking whether their product fits, and reads none as some.
         for (name, info) in &content.tensor_infos {
             let elements =
                 info.shape.dims().iter().try_fold(1usize, |product, size| product.checked_mul(*size));
-            if elements.is_none_or(|elements| elements > isize::MAX as usize / 8) {
-                return Err(Error::Model(format!("GGUF: `{name}` of {:?} is too large", info.shape.dims())));
+            if elements.is_none_or(|elements| elements == 0 || elements > isize::MAX as usize / 8) {
+                return Err(Error::Model(format!("GGUF: `{name}` of {:?} is no matrix", info.shape.dims())));
             }
         }
         const DIVISORS: &str = "rope_freqs.weight";
@@ -234,6 +234,10 @@ pub(super) fn gguf_name(name: &str) -> String {
 
 /// `[heads · (half, 2), in]` to `[heads · (2, half), in]`.
 fn halves_apart(weight: &Linear, heads: usize) -> candle_core::Result<Linear> {
+    // The shape is checked afterwards, and a file may hold anything.
+    if !weight.dims()[0].is_multiple_of(2 * heads) {
+        candle_core::bail!("{:?} is not {heads} heads", weight.dims())
+    }
     let half = weight.dims()[0] / heads / 2;
     weight.reordered(|row| {
         let (head, side, at) = (row / (2 * half), row / half % 2, row % half);

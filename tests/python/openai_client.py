@@ -4,7 +4,11 @@
     python tests/python/openai_client.py [--url http://127.0.0.1:8088]
 """
 
+import concurrent.futures
+import json
 import math
+import time
+import urllib.request
 
 import openai
 
@@ -185,11 +189,67 @@ def run(args):
                 check(server.alive(), f"the server ended:\n{server.tail()}")
 
 
+def json_answers(client, model):
+    """Random weights babble, so what has the form has it from the mask."""
+    schema = {
+        "type": "object", "additionalProperties": False, "required": ["colour", "count"],
+        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    ended = 0
+    for seed in range(12):
+        choice = client.chat.completions.create(model=model, messages=USER, max_tokens=200, seed=seed, response_format=form).choices[0]
+        if choice.finish_reason == "stop":
+            value = json.loads(choice.message.content)
+            check(set(value) == {"colour", "count"} and value["colour"] in ("red", "green") and 0 <= value["count"] <= 99, f"{value}")
+            ended += 1
+    check(ended > 0, "no answer ended by itself")
+    choice = client.chat.completions.create(model=model, messages=USER, max_tokens=40, seed=1, response_format={"type": "json_object"}).choices[0]
+    check(choice.message.content.lstrip().startswith("{"), f"{choice}")
+    bad = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "dragon"}}}
+    expect_error(openai.BadRequestError, lambda: client.chat.completions.create(model=model, messages=USER, response_format=bad), mentions="schema")
+    step(f"json_schema and json_object: {ended} of 12 answers ended by themselves, all of the form")
+
+
+def seeds_in_company(client, model):
+    """A seed gives the same answer alone and amid other requests."""
+    def sample(seed):
+        return client.chat.completions.create(model=model, messages=USER, max_tokens=24, seed=seed).choices[0].message.content
+
+    alone = sample(7)
+    with concurrent.futures.ThreadPoolExecutor(8) as crowd:
+        others = [crowd.submit(sample, seed) for seed in range(100, 120)]
+        amid = crowd.submit(sample, 7).result()
+        for other in others:
+            other.result()
+    check(amid == alone, f"alone {alone!r}, in company {amid!r}")
+    step("a seed amid twenty other requests")
+
+
+def cancellation(client, model):
+    """A stream that its client closes ends at the server, too."""
+    root = str(client.base_url).removesuffix("v1/")
+    cancelled = lambda: sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in urllib.request.urlopen(root + "metrics").read().decode().splitlines()
+        if line.startswith("gyrostat_completions_total") and 'outcome="cancelled"' in line
+    )
+    before = cancelled()
+    stream = client.chat.completions.create(model=model, messages=USER, max_tokens=400, stream=True, extra_body={"logit_bias": {"2": -100}})
+    next(iter(stream))
+    stream.close()
+    until = time.monotonic() + 20
+    while cancelled() == before:
+        check(time.monotonic() < until, "the cancelled stream was never counted")
+        time.sleep(0.05)
+    step("a cancelled stream is counted as cancelled")
+
+
 def everything(url):
     # Retries would hide a failure.
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=300)
     model = client.models.list().data[0].id
-    for part in (models, chat, greedy, streams, logprobs, several, seeds, stops, text_completions, errors):
+    for part in (models, chat, greedy, streams, logprobs, several, seeds, stops, text_completions, json_answers, seeds_in_company, cancellation, errors):
         part(client, model)
 
 
