@@ -1,6 +1,9 @@
 //! The composition root: opens the store, starts engine and loop, builds the router, drains on the way out.
 
 mod behind;
+mod probing;
+mod replay;
+mod webhook;
 
 use std::{
     io,
@@ -24,6 +27,10 @@ use crate::signals::{self, Interactions};
 use crate::store::{self, Store};
 use crate::upstream::{self, Upstream};
 
+use probing::{Asked, Probing};
+pub use replay::Replay;
+use webhook::Webhook;
+
 /// What keeps the sidecar from starting or running.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -45,6 +52,12 @@ pub enum Error {
     Metrics(#[from] prometheus::Error),
     #[error("policy.model names no model")]
     NoModel,
+    #[error("{} holds traffic already; a replay needs a folder of its own", .0.display())]
+    NotEmpty(std::path::PathBuf),
+    #[error("probes: {0}")]
+    Probes(String),
+    #[error("cycle.webhook: {0}")]
+    Webhook(String),
     #[error("http.bind: without keys ([http] keys) only a loopback address may be served, not {0}")]
     OpenWithoutKeys(SocketAddr),
     #[error("{0}")]
@@ -80,11 +93,7 @@ impl App {
     /// # Errors
     /// The model cannot be loaded, the store is in use, the address is taken or open without keys.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        if config.http.keys.is_empty() && !config.http.bind.ip().is_loopback() {
-            return Err(Error::OpenWithoutKeys(config.http.bind));
-        }
-        let header_time = seconds("header_seconds", config.http.header_seconds)?;
-        seconds("drain_seconds", config.http.drain_seconds)?;
+        let header_time = checked(&config.http)?;
         set_threads(config.policy.threads);
         let metrics = Prometheus::new();
         let upstream = Upstream::new(&config.upstream, upstream::Metrics::register(&metrics)?)?;
@@ -95,6 +104,7 @@ impl App {
         let start_engine =
             |model| Engine::start(model, &config.policy, registry.served(), engine_metrics.clone());
         let engine = model.map(start_engine).transpose()?;
+        let (webhook, probes) = (config.cycle.webhook.clone(), config.probes);
         let (cycle, handle) = Cycle::new(cycle::Parts {
             store: Arc::clone(&store),
             registry: Arc::clone(&registry),
@@ -110,10 +120,8 @@ impl App {
         let address = listener.local_addr()?;
         let interactions = Arc::new(Interactions::new(&config.signals)?);
         let http_metrics = Arc::new(http::Metrics::register(&metrics)?);
-        let mut tasks = vec![tokio::spawn(retain(Arc::clone(&store)))];
-        let backend = match (upstream, engine.clone()) {
+        let backend = match (upstream, engine) {
             (Some(upstream), _) => {
-                tasks.push(behind::follow(&registry, &upstream, &config.upstream));
                 let depth = engine_metrics.queue("recorder", config.upstream.record_queue);
                 let (store, metrics) = (Arc::clone(&store), Arc::clone(&http_metrics));
                 let interactions = Arc::clone(&interactions);
@@ -136,6 +144,7 @@ impl App {
             clock: now,
             life: Arc::clone(&life),
         };
+        let tasks = background(&state, &config.upstream, webhook.as_deref(), &probes)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let router = http::router(state.clone());
         // A dropped sender stops the server just like a sent word.
@@ -175,6 +184,41 @@ impl App {
             warn!("the loop did not end in time");
         }
     }
+}
+
+/// The time that a request's headers may take.
+fn checked(config: &http::Config) -> Result<Duration, Error> {
+    if config.keys.is_empty() && !config.bind.ip().is_loopback() {
+        return Err(Error::OpenWithoutKeys(config.bind));
+    }
+    seconds("drain_seconds", config.drain_seconds)?;
+    seconds("header_seconds", config.header_seconds)
+}
+
+/// What runs until the end beside the server.
+fn background(
+    state: &http::State,
+    upstream: &upstream::Config,
+    webhook: Option<&str>,
+    probes: &signals::Probes,
+) -> Result<Vec<tokio::task::JoinHandle<()>>, Error> {
+    let (store, registry) = (&state.store, &state.registry);
+    let mut tasks = vec![tokio::spawn(retain(Arc::clone(store)))];
+    let asked = match &state.backend {
+        http::Backend::Embedded(engine) => Asked::Engine(engine.clone(), registry.served()),
+        http::Backend::Upstream(relay) => {
+            tasks.push(behind::follow(registry, &relay.upstream, upstream));
+            Asked::Upstream(relay.upstream.clone(), Arc::clone(registry))
+        }
+        http::Backend::Log => return Err(Error::NoModel),
+    };
+    let probing = Probing::new(probes, asked, state.cycle.clone())?;
+    tasks.extend(probing.map(|probing| tokio::spawn(probing.follow())));
+    if let Some(url) = webhook {
+        let webhook = Webhook::new(url, Arc::clone(store), &state.prometheus)?;
+        tasks.push(tokio::spawn(webhook.follow()));
+    }
+    Ok(tasks)
 }
 
 fn seconds(field: &'static str, seconds: f64) -> Result<Duration, Error> {

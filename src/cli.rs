@@ -10,6 +10,7 @@ mod generate;
 mod jsonl;
 mod logging;
 mod model;
+mod replay;
 mod report;
 mod serve;
 mod train;
@@ -44,6 +45,8 @@ enum Command {
     Classify(classify::Args),
     /// Run a drift detector over recorded streams.
     Backtest(backtest::Args),
+    /// Feed logged traffic through signals and detectors as if it were live.
+    Replay(replay::Args),
     /// Train an adapter from a file, with the code that the cycle runs.
     Train(train::Args),
     /// Measure the model, an adapter or a reward model on a file.
@@ -83,6 +86,7 @@ fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Model(command) => model::run(command),
         Command::Classify(args) => classify::run(args, &config),
         Command::Backtest(args) => Ok(backtest::run(args)?),
+        Command::Replay(args) => replay::run(args, config),
         Command::Train(args) => train::run(args, config),
         Command::Evaluate(args) => evaluate::run(args, &config),
         Command::Generate(args) => generate::run(args, &config),

@@ -403,10 +403,12 @@ pub enum SignalKind {
     Helpfulness,
     /// `[0, 1]`: nats per token to the reference, clipped at 1.
     Kl,
+    /// A bit: the model behaves as a probe expects.
+    Probes,
 }
 
 impl SignalKind {
-    pub const ALL: [Self; 4] = [Self::Refusal, Self::Satisfaction, Self::Helpfulness, Self::Kl];
+    pub const ALL: [Self; 5] = [Self::Refusal, Self::Satisfaction, Self::Helpfulness, Self::Kl, Self::Probes];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -414,6 +416,7 @@ impl SignalKind {
             Self::Satisfaction => "satisfaction",
             Self::Helpfulness => "helpfulness",
             Self::Kl => "kl",
+            Self::Probes => "probes",
         }
     }
 }

@@ -32,6 +32,7 @@ pub struct Config {
     pub learn: learn::Config,
     pub gate: gate::Config,
     pub cycle: cycle::Config,
+    pub probes: signals::Probes,
 }
 
 /// How the log is written (`[log]`). What is shown is `RUST_LOG`'s to say.

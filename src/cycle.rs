@@ -30,6 +30,7 @@ use crate::store::{self, Store};
 
 pub use handle::{Handle, StartError};
 pub use metrics::Metrics;
+pub use sense::every_reading;
 
 use handle::Shared;
 use learner::{Learned, Learner};
@@ -51,6 +52,9 @@ pub struct Config {
     pub gate_prompts: usize,
     /// Seed of everything that learning draws.
     pub seed: u64,
+    /// Where alarms are sent, in the form of Alertmanager's webhooks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<String>,
 }
 
 impl Default for Config {
@@ -62,6 +66,7 @@ impl Default for Config {
             recipe: "ppo".to_owned(),
             gate_prompts: 64,
             seed: 0,
+            webhook: None,
         }
     }
 }
@@ -166,7 +171,7 @@ impl Cycle {
     pub fn tick(&mut self, now: Timestamp) -> Result<(), Error> {
         self.follow_version();
         let before = self.cursor;
-        let readings = self.sense()?;
+        let readings = self.sense(now)?;
         let alarms = self.detect(&readings);
         self.note(alarms, now)?;
         if self.cursor > before {
@@ -179,7 +184,8 @@ impl Cycle {
         if let Some(update) = self.reason_to_learn(now) {
             self.learn(update)?;
         }
-        self.parts.metrics.show(&self.shared.scorecard(), &self.parts.registry);
+        let lag = self.parts.store.counts().next_seq.saturating_sub(self.cursor);
+        self.parts.metrics.show(&self.shared.scorecard(), &self.parts.registry, lag);
         Ok(())
     }
 
@@ -200,13 +206,18 @@ impl Cycle {
     }
 
     /// The readings of the newest journal entries that are about the served version.
-    fn sense(&mut self) -> Result<Vec<Reading>, Error> {
+    fn sense(&mut self, now: Timestamp) -> Result<Vec<Reading>, Error> {
         const ENTRIES: usize = 2000;
         let events = self.parts.store.events_since(self.cursor, ENTRIES)?;
         let mut readings = Vec::new();
         for (sequence, event) in events {
             readings.extend(sense::readings(&event, &self.parts.store)?);
             self.cursor = sequence + 1;
+        }
+        let probed = self.shared.take_probed().into_iter();
+        readings.extend(probed.map(|probed| sense::of_probe(probed, self.version, now)));
+        for reading in &readings {
+            self.parts.metrics.reading(reading);
         }
         readings.retain(|reading| reading.signal.version == self.version);
         Ok(readings)
@@ -216,6 +227,7 @@ impl Cycle {
     fn detect(&mut self, readings: &[Reading]) -> Vec<Alarm> {
         let mut alarms = Vec::new();
         for reading in readings {
+            let Some(value) = reading.watched() else { continue };
             self.recent.push(reading);
             if let Some(cause) = &mut self.cause
                 && reading.signal.kind == SignalKind::Satisfaction
@@ -224,8 +236,7 @@ impl Cycle {
                 cause.judged += 1;
             }
             for key in [Key::of(&reading.signal), Key::whole(&reading.signal)] {
-                let observed =
-                    self.monitor().observe(&key, key.stream_kind(), reading.signal.value, reading.at.0);
+                let observed = self.monitor().observe(&key, key.stream_kind(), value, reading.at.0);
                 match observed {
                     Ok(Some(alarm)) => alarms.push(self.describe(&key, &alarm, reading.at)),
                     Ok(None) => {}
@@ -381,7 +392,7 @@ fn calls_for_learning(alarm: &Alarm) -> bool {
         && match alarm.signal {
             SignalKind::Satisfaction | SignalKind::Helpfulness => alarm.direction == Direction::Down,
             SignalKind::Refusal => true,
-            SignalKind::Kl => false,
+            SignalKind::Kl | SignalKind::Probes => false,
         }
 }
 

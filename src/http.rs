@@ -5,6 +5,7 @@ mod answer;
 mod error;
 mod feedback;
 mod fields;
+mod logged;
 mod loop_routes;
 mod metrics;
 mod ops;
@@ -17,6 +18,7 @@ mod tests;
 mod wire;
 
 use std::{
+    borrow::Cow,
     fmt,
     net::SocketAddr,
     pin::Pin,
@@ -34,6 +36,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -47,6 +50,7 @@ use crate::store::Store;
 
 use access::Line;
 use error::ApiError;
+pub use logged::{Logged, logged};
 pub use metrics::Metrics;
 pub use relay::{Relay, recorder};
 pub use serve::Life;
@@ -111,6 +115,8 @@ pub enum Scope {
 pub enum Backend {
     Embedded(Engine),
     Upstream(Relay),
+    /// Nobody: a log is replayed.
+    Log,
 }
 
 impl Backend {
@@ -119,13 +125,14 @@ impl Backend {
         match self {
             Self::Embedded(engine) => engine.model_name(),
             Self::Upstream(relay) => relay.model_name(),
+            Self::Log => "log",
         }
     }
 
     /// What records the answers of an upstream.
     fn recorder(&self) -> Option<&recorder::Recorder> {
         match self {
-            Self::Embedded(_) => None,
+            Self::Embedded(_) | Self::Log => None,
             Self::Upstream(relay) => Some(&relay.recorder),
         }
     }
@@ -133,7 +140,7 @@ impl Backend {
     /// Whether it would answer now, with this version.
     async fn check(&self, version: Version) -> Result<(), String> {
         match self {
-            Self::Embedded(_) => Ok(()),
+            Self::Embedded(_) | Self::Log => Ok(()),
             Self::Upstream(relay) => relay.check(version).await,
         }
     }
@@ -163,11 +170,13 @@ struct Route {
     summary: &'static str,
     schema: Option<&'static str>,
     success: &'static str,
+    /// The schema of the answer; `None` is plain text.
+    answer: Option<&'static str>,
     handler: fn() -> MethodRouter<State>,
 }
 
 macro_rules! routes {
-    ($($method:ident $path:literal $scope:expr, $schema:expr, $success:literal, $handler:expr, $summary:literal;)*) => {
+    ($($method:ident $path:literal $scope:expr, $schema:expr, $success:literal $answer:expr, $handler:expr, $summary:literal;)*) => {
         &[$(Route {
             method: stringify!($method),
             path: $path,
@@ -175,6 +184,7 @@ macro_rules! routes {
             summary: $summary,
             schema: $schema,
             success: $success,
+            answer: $answer,
             handler: || $method($handler),
         }),*]
     };
@@ -195,27 +205,27 @@ const ADMIN: Option<Scope> = Some(Scope::Admin);
 /// Every route that there is.
 #[rustfmt::skip]
 const ROUTES: &[Route] = routes! {
-    post "/v1/chat/completions" CHAT, Some("ChatRequest"), "200", answer::chat, "OpenAI's chat completions";
-    post "/v1/completions" CHAT, Some("TextRequest"), "200", answer::text, "OpenAI's text completions";
-    get "/v1/models" CHAT, None, "200", ops::models, "the served model";
-    post "/v1/feedback" FEEDBACK, Some("Feedback"), "201", feedback::post, "a judgement of an answer";
-    post "/feedback" FEEDBACK, Some("Alias"), "200", feedback::tensorzero, "TensorZero's feedback";
-    post "/api/public/scores" FEEDBACK, Some("Alias"), "200", feedback::langfuse, "Langfuse's scores";
-    post "/v1/request/{id}/feedback" FEEDBACK, Some("Alias"), "200", feedback::helicone, "Helicone's rating";
-    get "/v1/alignment" ADMIN, None, "200", loop_routes::alignment, "the scorecard";
-    get "/v1/alarms" ADMIN, None, "200", loop_routes::alarms, "drift alarms, newest first";
-    post "/v1/alarms/{id}/acknowledge" ADMIN, None, "200", loop_routes::acknowledge, "marks an alarm as seen";
-    post "/v1/baseline" ADMIN, Some("Baseline"), "200", loop_routes::baseline, "learns baselines anew";
-    get "/v1/updates" ADMIN, None, "200", loop_routes::updates, "updates, newest first";
-    post "/v1/updates" ADMIN, Some("UpdateRequest"), "202", loop_routes::start_update, "starts an update";
-    get "/v1/updates/{id}" ADMIN, None, "200", loop_routes::update, "one update";
-    delete "/v1/updates/{id}" ADMIN, None, "200", loop_routes::cancel_update, "cancels an update";
-    get "/v1/versions" ADMIN, None, "200", loop_routes::versions, "versions, newest first";
-    post "/v1/versions/{v}/promote" ADMIN, None, "200", loop_routes::promote, "serves a version; an older one rolls back";
-    get "/metrics" ADMIN, None, "200", ops::metrics, "Prometheus metrics";
-    get "/healthz" None, None, "200", ops::healthz, "alive";
-    get "/readyz" None, None, "200", ops::readyz, "ready to answer";
-    get "/openapi.json" None, None, "200", ops::openapi, "this description";
+    post "/v1/chat/completions" CHAT, Some("ChatRequest"), "200" Some("ChatCompletion"), answer::chat, "OpenAI's chat completions";
+    post "/v1/completions" CHAT, Some("TextRequest"), "200" Some("TextCompletion"), answer::text, "OpenAI's text completions";
+    get "/v1/models" CHAT, None, "200" Some("Models"), ops::models, "the served model";
+    post "/v1/feedback" FEEDBACK, Some("Feedback"), "201" Some("Id"), feedback::post, "a judgement of an answer";
+    post "/feedback" FEEDBACK, Some("Alias"), "200" Some("FeedbackId"), feedback::tensorzero, "TensorZero's feedback";
+    post "/api/public/scores" FEEDBACK, Some("Alias"), "200" Some("Id"), feedback::langfuse, "Langfuse's scores";
+    post "/v1/request/{id}/feedback" FEEDBACK, Some("Alias"), "200" Some("Id"), feedback::helicone, "Helicone's rating";
+    get "/v1/alignment" ADMIN, None, "200" Some("Scorecard"), loop_routes::alignment, "the scorecard";
+    get "/v1/alarms" ADMIN, None, "200" Some("Alarms"), loop_routes::alarms, "drift alarms, newest first";
+    post "/v1/alarms/{id}/acknowledge" ADMIN, None, "200" Some("Alarm"), loop_routes::acknowledge, "marks an alarm as seen";
+    post "/v1/baseline" ADMIN, Some("Baseline"), "200" Some("Reset"), loop_routes::baseline, "learns baselines anew";
+    get "/v1/updates" ADMIN, None, "200" Some("Updates"), loop_routes::updates, "updates, newest first";
+    post "/v1/updates" ADMIN, Some("UpdateRequest"), "202" Some("Update"), loop_routes::start_update, "starts an update";
+    get "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::update, "one update";
+    delete "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::cancel_update, "cancels an update";
+    get "/v1/versions" ADMIN, None, "200" Some("Versions"), loop_routes::versions, "versions, newest first";
+    post "/v1/versions/{v}/promote" ADMIN, None, "200" Some("Version"), loop_routes::promote, "serves a version; an older one rolls back";
+    get "/metrics" ADMIN, None, "200" None, ops::metrics, "Prometheus metrics";
+    get "/healthz" None, None, "200" Some("Health"), ops::healthz, "alive";
+    get "/readyz" None, None, "200" Some("Readiness"), ops::readyz, "ready to answer";
+    get "/openapi.json" None, None, "200" Some("Document"), ops::openapi, "this description";
 };
 
 /// All routes over one state.
@@ -372,7 +382,7 @@ fn permit(state: &State, headers: &HeaderMap, scope: Option<Scope>) -> Result<()
     let keys = &state.config.keys;
     let Some(scope) = scope.filter(|_| !keys.is_empty()) else { return Ok(()) };
     let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    admit(keys, bearer(header.unwrap_or_default()), scope)
+    admit(keys, &token(header.unwrap_or_default()), scope)
 }
 
 /// Names the version that answers.
@@ -383,11 +393,18 @@ fn versioned(mut response: Response, version: Version) -> Response {
     response
 }
 
-/// The token of `Authorization: Bearer TOKEN`; empty if there is none. The scheme's case does not matter (RFC 9110).
-fn bearer(header: &str) -> &str {
+/// The token of `Authorization: Bearer TOKEN`, or the password of `Basic`, which is how Langfuse's clients send their
+/// secret key; empty if there is none. The scheme's case does not matter (RFC 9110).
+fn token(header: &str) -> Cow<'_, str> {
     match header.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
-        _ => "",
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim().into(),
+        Some((scheme, pair)) if scheme.eq_ignore_ascii_case("basic") => {
+            let pair = BASE64_STANDARD.decode(pair.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
+            pair.as_deref()
+                .and_then(|pair| pair.split_once(':'))
+                .map_or("".into(), |(_, key)| key.to_owned().into())
+        }
+        _ => "".into(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! answer that is served. Only [`Interactions`] remembers something, the tags that it has admitted.
 
 mod interaction;
+mod probe;
 mod refusal;
 mod risk;
 mod satisfaction;
@@ -15,9 +16,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use interaction::Interactions;
+pub use probe::{Probe, Probed, Probes};
 pub use refusal::refusal;
 pub use risk::{risk, risk_probability};
-pub use satisfaction::{comparison_values, next_turn, satisfaction, weight};
+pub use satisfaction::{comparison_values, next_turn, said_of_last, satisfaction, weight};
 pub use usable::usable;
 
 /// `[signals]`.

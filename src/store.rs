@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::completion::{Completion, CompletionId, Feedback, FeedbackId, Timestamp};
+use crate::completion::{Completion, CompletionId, Feedback, FeedbackId, Prompt, Role, Timestamp};
 
 use codec::Subjects;
 use writer::{Change, Disk, Done, Writer};
@@ -263,14 +263,23 @@ impl Store {
     /// [`Store::append`] of an answer that an upstream has named; [`Store::named`] finds it by that name. A name that
     /// comes again is that of the newer answer.
     pub async fn append_named(&self, completion: &Completion, name: Option<&str>) -> Result<(), Error> {
-        let draft = codec::completion(completion, &self.salt, self.config.redact)?;
-        self.request(Change::Append { draft, name: name.map(codec::place) }).await.map(|_| ())
+        self.request(self.appended(completion, name)?).await.map(|_| ())
     }
 
     /// [`Store::append`] for threads outside the runtime.
     pub fn append_blocking(&self, completion: &Completion) -> Result<(), Error> {
+        self.request_blocking(self.appended(completion, None)?).map(|_| ())
+    }
+
+    fn appended(&self, completion: &Completion, name: Option<&str>) -> Result<Change, Error> {
         let draft = codec::completion(completion, &self.salt, self.config.redact)?;
-        self.request_blocking(Change::Append { draft, name: None }).map(|_| ())
+        let mut names: Vec<_> = name.map(codec::place).into_iter().collect();
+        if let Prompt::Chat(messages) = &completion.prompt {
+            let turns = messages.iter().map(|message| (message.role, message.content.as_str()));
+            let answer = (Role::Assistant, completion.answer.as_str());
+            names.push(codec::conversation(&self.salt, turns.chain([answer])));
+        }
+        Ok(Change::Append { draft, names })
     }
 
     /// Keeps what somebody said of an answer, once for each `idempotency_key`. Returns when it is durable.

@@ -292,6 +292,22 @@ impl Upstream {
         Ok(models)
     }
 
+    /// The answer of `model` to a prompt of our own.
+    ///
+    /// # Errors
+    /// There is none, or the model's name is not known yet.
+    pub async fn ask(&self, model: Option<&str>, prompt: &str, max_tokens: usize) -> Result<String, Fault> {
+        let model = model.ok_or_else(|| Fault::Unreachable("its model has no name yet".to_owned()))?;
+        let messages = serde_json::json!([{ "role": "user", "content": prompt }]);
+        let body = serde_json::json!({ "model": model, "messages": messages, "max_tokens": max_tokens });
+        let (status, answer) = self.aside(Method::POST, "/chat/completions", Some(&body)).await?;
+        let answer = answer::Answer::whole(&answer);
+        match answer.choices.into_values().next() {
+            Some(choice) if status.is_success() => Ok(choice.text),
+            _ => Err(Fault::Unreachable(format!("/chat/completions answers {status}"))),
+        }
+    }
+
     /// A question of our own: status and body of its answer.
     async fn aside(
         &self,

@@ -5,19 +5,22 @@ use std::{
     io::{self, BufRead, BufReader, BufWriter, Write},
 };
 
+use chrono::DateTime;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
+
+use crate::completion::Timestamp;
 
 use super::Error;
 
 /// An object with the number of its line.
 pub(crate) type Line = (usize, Map<String, Value>);
 
-/// All objects of a file.
+/// All lines of a file that are not blank, with their numbers.
 ///
 /// # Errors
-/// The file cannot be read, or a line is no JSON object; the message has its number.
-pub(crate) fn read(path: &str) -> Result<Vec<Line>, Error> {
+/// The file cannot be read; the message has the line's number.
+pub(crate) fn lines(path: &str) -> Result<Vec<(usize, String)>, Error> {
     let reader: Box<dyn BufRead> = if path == "-" {
         Box::new(io::stdin().lock())
     } else {
@@ -29,11 +32,28 @@ pub(crate) fn read(path: &str) -> Result<Vec<Line>, Error> {
         if line.trim().is_empty() {
             continue;
         }
-        let object =
-            serde_json::from_str(&line).map_err(|error| format!("{path}: line {}: {error}", index + 1))?;
-        lines.push((index + 1, object));
+        lines.push((index + 1, line));
     }
     Ok(lines)
+}
+
+/// All objects of a file.
+///
+/// # Errors
+/// The file cannot be read, or a line is no JSON object; the message has its number.
+pub(crate) fn read(path: &str) -> Result<Vec<Line>, Error> {
+    let object = |(number, line): (usize, String)| {
+        let object =
+            serde_json::from_str(&line).map_err(|error| format!("{path}: line {number}: {error}"))?;
+        Ok((number, object))
+    };
+    lines(path)?.into_iter().map(object).collect()
+}
+
+/// A time for people: to the second, in UTC.
+pub(crate) fn time(at: Timestamp) -> String {
+    let time = i64::try_from(at.0).ok().and_then(DateTime::from_timestamp_millis).unwrap_or_default();
+    time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// Where lines go.

@@ -15,6 +15,7 @@ use crate::completion::{
     UpdateState, Version,
 };
 use crate::drift::{self, Monitor};
+use crate::signals::Probed;
 
 use super::{Error, Parts, lock, sense::Key};
 
@@ -54,6 +55,8 @@ pub(super) struct Shared {
     /// The update that runs or waits for the next tick.
     update: Mutex<Option<Update>>,
     cancelled: AtomicBool,
+    /// How probes went since the last turn.
+    probed: Mutex<Vec<Probed>>,
     pub(super) stop: AtomicBool,
 }
 
@@ -88,6 +91,7 @@ impl Shared {
             monitor: Mutex::new(monitor),
             update: Mutex::new(None),
             cancelled: AtomicBool::new(false),
+            probed: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -99,6 +103,10 @@ impl Shared {
     /// The update that somebody asked for, if the loop has not begun it.
     pub(super) fn wish(&self) -> Option<Update> {
         lock(&self.update).clone()
+    }
+
+    pub(super) fn take_probed(&self) -> Vec<Probed> {
+        std::mem::take(&mut lock(&self.probed))
     }
 
     pub(super) fn begin(&self, update: Update) {
@@ -152,6 +160,11 @@ impl Handle {
     /// Ends the loop's thread at its next turn; a running update is cancelled.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the loop how probes went.
+    pub fn probed(&self, probed: Vec<Probed>) {
+        lock(&self.shared.probed).extend(probed);
     }
 
     /// Why nothing is learned; `None` if it is.

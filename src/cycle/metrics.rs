@@ -1,16 +1,20 @@
 //! What the loop reports: drift, alarms, updates, versions.
 
-use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry as Prometheus};
+use prometheus::{
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry as Prometheus,
+};
 
-use crate::completion::{Alarm, DriftState, InteractionType, Outcome, ScorecardRow};
+use crate::completion::{Alarm, DriftState, InteractionType, Outcome, ScorecardRow, SignalKind};
 use crate::learn::Measures;
 use crate::registry::{Registry, VersionState};
 
-use super::handle::RECIPES;
+use super::{handle::RECIPES, sense::Reading};
 
 /// Gauges and counters of the loop.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    readings: Readings,
     evidence: GaugeVec,
     threshold: GaugeVec,
     baseline: GaugeVec,
@@ -19,9 +23,64 @@ pub struct Metrics {
     alarms: IntCounterVec,
     updates: IntCounterVec,
     progress: Gauge,
+    lag: IntGauge,
     /// `gyrostat_update_…` by TRL's name.
     measures: Vec<(&'static str, Gauge)>,
     version: IntGaugeVec,
+}
+
+/// What the loop reads off feedback, conversations and probes.
+#[derive(Debug, Clone)]
+struct Readings {
+    satisfaction: HistogramVec,
+    satisfaction_sources: IntCounterVec,
+    probes: IntCounterVec,
+}
+
+impl Readings {
+    fn register(registry: &Prometheus) -> Result<Self, prometheus::Error> {
+        let scores: Vec<f64> = (1..=10_u8).map(|tenths| f64::from(tenths) / 10.0).collect();
+        let satisfaction =
+            HistogramOpts::new("gyrostat_satisfaction_score", "Satisfaction with answers, 0 to 1.");
+        let readings = Self {
+            satisfaction: HistogramVec::new(satisfaction.buckets(scores), &["interaction", "version"])?,
+            satisfaction_sources: IntCounterVec::new(
+                Opts::new(
+                    "gyrostat_satisfaction_readings_total",
+                    "Readings of satisfaction, by kind of feedback; next_turn is what a user says next.",
+                ),
+                &["source"],
+            )?,
+            probes: IntCounterVec::new(
+                Opts::new(
+                    "gyrostat_probes_total",
+                    "Probes that were answered, by whether the model behaved as they expect.",
+                ),
+                &["type", "version", "outcome"],
+            )?,
+        };
+        registry.register(Box::new(readings.satisfaction.clone()))?;
+        registry.register(Box::new(readings.satisfaction_sources.clone()))?;
+        registry.register(Box::new(readings.probes.clone()))?;
+        Ok(readings)
+    }
+
+    fn count(&self, reading: &Reading) {
+        let signal = &reading.signal;
+        let (interaction, version) = (signal.interaction.as_str(), signal.version.to_string());
+        match signal.kind {
+            SignalKind::Satisfaction => {
+                self.satisfaction.with_label_values(&[interaction, &version]).observe(signal.value);
+                self.satisfaction_sources.with_label_values(&[reading.source]).inc();
+            }
+            SignalKind::Probes => {
+                let outcome = if signal.value > 0.5 { "passed" } else { "failed" };
+                self.probes.with_label_values(&[interaction, &version, outcome]).inc();
+            }
+            // Counted where the answer is given.
+            SignalKind::Refusal | SignalKind::Helpfulness | SignalKind::Kl => {}
+        }
+    }
 }
 
 /// TRL's names, and ours beside them, with what they mean.
@@ -39,6 +98,13 @@ const MEASURES: [(&str, &str); 12] = [
     ("val/ratio", "Mean probability ratio to the policy that made the episodes."),
     ("reward/accuracy", "Share of held-back judgements that the reward model orders rightly."),
 ];
+
+fn lag(registry: &Prometheus) -> Result<IntGauge, prometheus::Error> {
+    let help = "Answers and judgements in the store that the detectors have not seen yet.";
+    let lag = IntGauge::new("gyrostat_sensing_lag_records", help)?;
+    registry.register(Box::new(lag.clone()))?;
+    Ok(lag)
+}
 
 impl Metrics {
     /// # Errors
@@ -66,6 +132,7 @@ impl Metrics {
             Ok::<_, prometheus::Error>(gauge)
         };
         let metrics = Self {
+            readings: Readings::register(registry)?,
             evidence: stream(
                 "gyrostat_drift_evidence_log10",
                 "Evidence of a change, log10 of the e-SR statistic.",
@@ -84,6 +151,7 @@ impl Metrics {
             )?,
             updates: counter("gyrostat_updates_total", "Updates that ended.", &["recipe", "outcome"])?,
             progress: gauge("gyrostat_update_progress_ratio", "Share of the running update that is done.")?,
+            lag: lag(registry)?,
             measures: MEASURES
                 .iter()
                 .map(|(name, help)| {
@@ -104,8 +172,9 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Shows the streams and the versions as they stand.
-    pub(super) fn show(&self, rows: &[ScorecardRow], registry: &Registry) {
+    /// Shows the streams and the versions as they stand; `lag` records of the store are yet to be sensed.
+    pub(super) fn show(&self, rows: &[ScorecardRow], registry: &Registry, lag: u64) {
+        self.lag.set(lag as i64);
         for row in rows {
             let interaction = row.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str);
             let labels = [row.signal.as_str(), interaction];
@@ -134,6 +203,11 @@ impl Metrics {
             let labels = [record.version.to_string(), state.to_owned()];
             self.version.with_label_values(&labels).set(1);
         }
+    }
+
+    /// A reading that is new to the loop, of whatever version.
+    pub(super) fn reading(&self, reading: &Reading) {
+        self.readings.count(reading);
     }
 
     pub(super) fn alarm(&self, alarm: &Alarm) {

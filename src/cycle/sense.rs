@@ -9,7 +9,7 @@ use crate::completion::{
     SignalKind, Timestamp, Version,
 };
 use crate::drift::{self, Kind, Monitor, Segment};
-use crate::signals;
+use crate::signals::{self, Probed};
 use crate::store::{self, Event, Store};
 
 use super::{Cause, Error, Parts};
@@ -33,7 +33,7 @@ impl Key {
     /// Refusal is a bit, and so is satisfaction as it is watched: for bits the false-alarm bound is a theorem.
     pub(super) fn stream_kind(&self) -> Kind {
         match self.signal {
-            SignalKind::Refusal | SignalKind::Satisfaction => Kind::Bernoulli,
+            SignalKind::Refusal | SignalKind::Satisfaction | SignalKind::Probes => Kind::Bernoulli,
             SignalKind::Helpfulness | SignalKind::Kl => Kind::Bounded,
         }
     }
@@ -44,6 +44,22 @@ impl Key {
 pub(super) struct Reading {
     pub(super) signal: Signal,
     pub(super) at: Timestamp,
+    /// Who says so: the kind of judgement, `next_turn`, or `answer` for what is read off the answer itself.
+    pub(super) source: &'static str,
+}
+
+impl Reading {
+    /// The value as its stream sees it. Satisfied or not is a bit; what lies in the middle says neither.
+    pub(super) fn watched(&self) -> Option<f64> {
+        let value = self.signal.value;
+        match self.signal.kind {
+            SignalKind::Satisfaction if (value - 0.5).abs() < 1e-9 => None,
+            SignalKind::Satisfaction => Some(f64::from(u8::from(value > 0.5))),
+            SignalKind::Refusal | SignalKind::Helpfulness | SignalKind::Kl | SignalKind::Probes => {
+                Some(value)
+            }
+        }
+    }
 }
 
 /// What the loop keeps on disk between two processes.
@@ -71,19 +87,66 @@ pub(super) fn restore(parts: &Parts) -> Result<(Memory, u64), Error> {
 /// What a journal entry tells.
 pub(super) fn readings(event: &Event, store: &Store) -> Result<Vec<Reading>, store::Error> {
     match event {
-        Event::Completion(completion) => Ok(of_completion(completion)),
+        Event::Completion(completion) => of_completion(completion, store),
         Event::Feedback(feedback) => of_feedback(feedback, store),
     }
 }
 
-fn of_completion(completion: &Completion) -> Vec<Reading> {
+/// How probes went, which is in no journal.
+pub(super) fn of_probe(probed: Probed, version: Version, at: Timestamp) -> Reading {
+    let value = f64::from(u8::from(probed.passed));
+    let signal = Signal {
+        kind: SignalKind::Probes,
+        interaction: probed.kind,
+        version,
+        completion: CompletionId::default(),
+        value,
+    };
+    Reading { signal, at, source: "probe" }
+}
+
+/// Every reading that the store's journal holds, in the order in which the detectors saw them.
+///
+/// # Errors
+/// The store fails.
+pub fn every_reading(store: &Store, mut each: impl FnMut(&Signal, Timestamp)) -> Result<(), store::Error> {
+    const ENTRIES: usize = 2000;
+    let mut cursor = 0;
+    loop {
+        let events = store.events_since(cursor, ENTRIES)?;
+        let Some((last, _)) = events.last() else { return Ok(()) };
+        cursor = last + 1;
+        for (_, event) in &events {
+            readings(event, store)?.iter().for_each(|reading| each(&reading.signal, reading.at));
+        }
+    }
+}
+
+fn of_completion(completion: &Completion, store: &Store) -> Result<Vec<Reading>, store::Error> {
     let mut values = vec![
         (SignalKind::Refusal, f64::from(u8::from(completion.refusal.is_refusal()))),
         (SignalKind::Helpfulness, completion.helpfulness.clamp(0.0, 1.0)),
     ];
     values.extend(completion.kl.map(|kl| (SignalKind::Kl, kl.clamp(0.0, 1.0))));
-    values.extend(said_in_next_turn(completion).and_then(satisfied));
-    values.into_iter().map(|(kind, value)| reading(completion, kind, value, completion.at)).collect()
+    let at = completion.at;
+    let read = |(kind, value)| reading(completion, kind, value, (at, "answer"));
+    let mut readings: Vec<Reading> = values.into_iter().map(read).collect();
+    if let Some(value) = signals::said_of_last(&completion.prompt) {
+        let last = judged_by_next_turn(completion, store)?;
+        let last = last.as_ref().unwrap_or(completion);
+        readings.push(reading(last, SignalKind::Satisfaction, value, (at, "next_turn")));
+    }
+    Ok(readings)
+}
+
+/// The answer that a conversation's newest user turn speaks of; `None` if it was given elsewhere.
+fn judged_by_next_turn(completion: &Completion, store: &Store) -> Result<Option<Completion>, store::Error> {
+    let Prompt::Chat(messages) = &completion.prompt else { return Ok(None) };
+    let Some(at) = messages.iter().rposition(|message| message.role == Role::Assistant) else {
+        return Ok(None);
+    };
+    let id = store.answered(&messages[..=at])?;
+    Ok(id.map(|id| store.completion(id)).transpose()?.flatten())
 }
 
 fn of_feedback(feedback: &Feedback, store: &Store) -> Result<Vec<Reading>, store::Error> {
@@ -99,15 +162,21 @@ fn of_feedback(feedback: &Feedback, store: &Store) -> Result<Vec<Reading>, store
     }
     let mut readings = Vec::new();
     for (id, value) in values {
-        let (Some(id), Some((kind, value))) = (id, satisfied(value)) else { continue };
+        let Some(id) = id else { continue };
         if let Some(completion) = store.completion(id)? {
-            readings.push(reading(&completion, kind, value, feedback.at));
+            let told = (feedback.at, feedback.judgement.kind());
+            readings.push(reading(&completion, SignalKind::Satisfaction, value, told));
         }
     }
     Ok(readings)
 }
 
-fn reading(completion: &Completion, kind: SignalKind, value: f64, at: Timestamp) -> Reading {
+fn reading(
+    completion: &Completion,
+    kind: SignalKind,
+    value: f64,
+    (at, source): (Timestamp, &'static str),
+) -> Reading {
     let signal = Signal {
         kind,
         interaction: completion.interaction.clone(),
@@ -115,21 +184,7 @@ fn reading(completion: &Completion, kind: SignalKind, value: f64, at: Timestamp)
         completion: completion.id,
         value,
     };
-    Reading { signal, at }
-}
-
-/// Satisfied or not; a value in the middle says neither.
-fn satisfied(value: f64) -> Option<(SignalKind, f64)> {
-    let bit = if value > 0.5 { 1.0 } else { 0.0 };
-    ((value - 0.5).abs() > 1e-9).then_some((SignalKind::Satisfaction, bit))
-}
-
-/// What a conversation's newest user turn says of the answer before it.
-fn said_in_next_turn(completion: &Completion) -> Option<f64> {
-    let Prompt::Chat(messages) = &completion.prompt else { return None };
-    let mut turns = messages.iter().rev().filter(|message| message.role == Role::User);
-    let (next, previous) = (turns.next()?, turns.next()?);
-    signals::next_turn(&previous.content, &next.content)
+    Reading { signal, at, source }
 }
 
 /// How much each interaction type accounts for a change of the whole traffic.

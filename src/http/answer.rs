@@ -39,6 +39,7 @@ pub(super) async fn chat(
     match state.backend.clone() {
         Backend::Embedded(engine) => answer(state, engine, &head, wire::chat(&body)?, Shape::Chat).await,
         Backend::Upstream(relay) => relay::complete(&state, relay, head, body, Shape::Chat).await,
+        Backend::Log => Err(ApiError::replaying()),
     }
 }
 
@@ -50,6 +51,7 @@ pub(super) async fn text(
     match state.backend.clone() {
         Backend::Embedded(engine) => answer(state, engine, &head, wire::text(&body)?, Shape::Text).await,
         Backend::Upstream(relay) => relay::complete(&state, relay, head, body, Shape::Text).await,
+        Backend::Log => Err(ApiError::replaying()),
     }
 }
 

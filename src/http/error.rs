@@ -142,6 +142,15 @@ impl ApiError {
         Self { retry_after_seconds: Some(1), ..Self::unavailable("the server is stopping") }
     }
 
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// A log is replayed; nothing answers.
+    pub(super) fn replaying() -> Self {
+        Self::unavailable("a log is replayed here: nothing answers requests")
+    }
+
     /// Whether it is about something that does not exist.
     pub(super) fn is_missing(&self) -> bool {
         self.status == StatusCode::NOT_FOUND

@@ -16,7 +16,6 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::completion::{CompletionId, Feedback, FeedbackId, Judgement, Message, Prompt, Source, Timestamp};
-use crate::signals;
 use crate::store::{Attached, Store};
 
 use super::{Id, State, error::ApiError, fields::Fields, recorder::Recorder, wire};
@@ -34,11 +33,33 @@ pub(super) async fn tensorzero(Extract(state): Extract<State>, body: Bytes) -> R
     Ok(Json(json!({ "feedback_id": id })))
 }
 
-/// Langfuse's `POST /api/public/scores`: `{"traceId" | "observationId", "name", "value", "dataType"?}`.
-pub(super) async fn langfuse(Extract(state): Extract<State>, body: Bytes) -> Result<Json<Value>> {
+/// Langfuse's `POST /api/public/scores`: `{"traceId" | "observationId", "name", "value", "dataType"?}`, or a list of them,
+/// as its clients send since version 5.
+pub(super) async fn langfuse(Extract(state): Extract<State>, body: Bytes) -> Result<Response> {
+    if let Ok(Value::Array(scores)) = serde_json::from_slice(&body)
+        && !scores.is_empty()
+    {
+        return Ok(batch(&state, scores).await);
+    }
     // A score is known by the id that its sender gave it.
     let (_, id, given) = take(&state, &body, alias::langfuse).await?;
-    Ok(Json(json!({ "id": given.unwrap_or_else(|| id.to_string()) })))
+    Ok(Json(json!({ "id": given.unwrap_or_else(|| id.to_string()) })).into_response())
+}
+
+/// Each score by itself: one that is wrong does not keep the others out.
+async fn batch(state: &State, scores: Vec<Value>) -> Response {
+    let (mut accepted, mut errors) = (0, Vec::new());
+    for score in scores {
+        match take(state, score.to_string().as_bytes(), alias::langfuse).await {
+            Ok(_) => accepted += 1,
+            Err(error) => errors.push(json!({ "message": error.message() })),
+        }
+    }
+    if errors.is_empty() {
+        return (StatusCode::ACCEPTED, Json(json!({ "message": "Accepted" }))).into_response();
+    }
+    let counts = json!({ "accepted": accepted, "rejected": errors.len(), "errors": errors });
+    (StatusCode::MULTI_STATUS, Json(counts)).into_response()
 }
 
 /// Helicone's `POST /v1/request/{id}/feedback`: `{"rating": true}`.
@@ -105,13 +126,6 @@ async fn attach(state: &State, feedback: Feedback) -> Result<(StatusCode, Feedba
         Attached::Seen(first) => Ok((StatusCode::OK, first)),
         Attached::Stored => {
             state.metrics.feedback(&feedback);
-            let value = signals::satisfaction(&feedback.judgement);
-            // It is kept by now: a reading that cannot be shown is no reason to say otherwise.
-            if let (Some(value), Some(id)) = (value, feedback.completion)
-                && let Ok(Some(completion)) = state.store.completion(id)
-            {
-                state.metrics.satisfaction(&completion, value);
-            }
             Ok((StatusCode::CREATED, feedback.id))
         }
     }
@@ -126,6 +140,15 @@ fn read(
     judged: impl FnOnce(Fields, &About<'_>) -> Result<Feedback>,
 ) -> Result<Feedback> {
     judged(Fields::parse(body)?, about).map_err(ApiError::into_unprocessable)
+}
+
+/// A logged judgement of the answer `completion`, which it does not name itself.
+pub(super) fn of(mut fields: Fields, completion: CompletionId, at: Timestamp) -> Result<Feedback> {
+    let kind = fields.get("kind").and_then(Value::as_str).unwrap_or_default();
+    if kind != "comparison" {
+        fields.set("completion_id", completion.to_string().into())?;
+    }
+    judged(fields, &About { now: at, store: None })
 }
 
 fn judged(mut fields: Fields, about: &About<'_>) -> Result<Feedback> {

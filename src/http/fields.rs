@@ -54,6 +54,14 @@ impl Fields {
         self.object.get(field).filter(|value| !value.is_null())
     }
 
+    /// Gives a field a value that its writer may not give.
+    pub(super) fn set(&mut self, field: &str, value: Value) -> Result<()> {
+        match self.object.insert(field.to_owned(), value) {
+            Some(_) => self.wrong(field, "must be absent"),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn text(&mut self, field: &str) -> Result<Option<String>> {
         match self.take(field) {
             None => Ok(None),

@@ -48,7 +48,10 @@ pub(super) async fn baseline(Extract(state): Extract<State>, body: Bytes) -> Res
         None => None,
         Some(name) => match SignalKind::ALL.into_iter().find(|signal| signal.as_str() == name) {
             Some(signal) => Some(signal),
-            None => return fields.wrong("signal", "must be one of refusal, satisfaction, helpfulness, kl"),
+            None => {
+                return fields
+                    .wrong("signal", "must be one of refusal, satisfaction, helpfulness, kl, probes");
+            }
         },
     };
     let interaction = fields.text("interaction")?.filter(|name| name != InteractionType::ALL);

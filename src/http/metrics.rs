@@ -13,7 +13,6 @@ pub struct Metrics {
     refusals: IntCounterVec,
     unsafe_compliances: IntCounterVec,
     helpfulness: HistogramVec,
-    satisfaction: HistogramVec,
     kl: GaugeVec,
     feedback: IntCounterVec,
     gen_ai: GenAi,
@@ -161,7 +160,6 @@ impl Metrics {
                 &["interaction", "version"],
             )?,
             helpfulness: score("gyrostat_helpfulness_score", "Helpfulness of answers, 0 to 1.")?,
-            satisfaction: score("gyrostat_satisfaction_score", "Satisfaction with answers, 0 to 1.")?,
             kl,
             feedback: counter("gyrostat_feedback_total", "Judgements received.", &["kind", "source"])?,
             gen_ai: GenAi::register(registry)?,
@@ -169,7 +167,7 @@ impl Metrics {
         })
     }
 
-    pub(super) fn completion(&self, completion: &Completion) {
+    pub(crate) fn completion(&self, completion: &Completion) {
         let (interaction, version) = (completion.interaction.as_str(), completion.version.to_string());
         let outcome = completion.finish_reason.as_str();
         self.completions.with_label_values(&[interaction, &version, outcome]).inc();
@@ -195,13 +193,8 @@ impl Metrics {
         self.completions.with_label_values(&[interaction.as_str(), version, outcome]).inc_by(choices);
     }
 
-    pub(super) fn feedback(&self, feedback: &Feedback) {
+    pub(crate) fn feedback(&self, feedback: &Feedback) {
         self.feedback.with_label_values(&[feedback.judgement.kind(), feedback.source.as_str()]).inc();
-    }
-
-    pub(super) fn satisfaction(&self, completion: &Completion, value: f64) {
-        let version = completion.version.to_string();
-        self.satisfaction.with_label_values(&[completion.interaction.as_str(), &version]).observe(value);
     }
 
     pub(super) fn served(&self, served: Served<'_>) {

@@ -10,7 +10,7 @@ use axum::{
 use prometheus::{Encoder, TextEncoder};
 use serde_json::{Value, json};
 
-use super::{Backend, ROUTES, State, error::ApiError, relay};
+use super::{Backend, ROUTES, Route, State, error::ApiError, relay};
 
 pub(super) async fn models(
     Extract(state): Extract<State>,
@@ -20,6 +20,7 @@ pub(super) async fn models(
     let engine = match &state.backend {
         Backend::Embedded(engine) => engine,
         Backend::Upstream(relay) => return relay::pass(relay, &head, body).await,
+        Backend::Log => return Err(ApiError::replaying()),
     };
     let model = json!({ "id": engine.model_name(), "object": "model", "created": 0, "owned_by": "gyrostat" });
     Ok(Json(json!({ "object": "list", "data": [model] })).into_response())
@@ -70,7 +71,7 @@ pub(super) fn description() -> Value {
                 "content": { "application/json": { "schema": { "$ref": format!("#/components/schemas/{name}") } } },
             })),
             "responses": {
-                route.success: { "description": "done" },
+                route.success: { "description": "done", "content": answers(route) },
                 "4XX": { "description": "refused", "content": { "application/json": {
                     "schema": { "$ref": "#/components/schemas/Error" } } } },
             },
@@ -88,6 +89,17 @@ pub(super) fn description() -> Value {
         "paths": paths,
         "components": { "schemas": schemas },
     })
+}
+
+/// What a route answers, by content type. The data of each event of a stream is one object.
+fn answers(route: &Route) -> Value {
+    let reference = |name: &str| json!({ "schema": { "$ref": format!("#/components/schemas/{name}") } });
+    let Some(name) = route.answer else { return json!({ "text/plain": { "schema": { "type": "string" } } }) };
+    let mut answers = json!({ "application/json": reference(name) });
+    if matches!(name, "ChatCompletion" | "TextCompletion") {
+        answers["text/event-stream"] = reference(&name.replace("Completion", "Chunk"));
+    }
+    answers
 }
 
 /// The parameters within braces of a path.

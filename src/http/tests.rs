@@ -16,7 +16,7 @@ fn keys() -> Vec<Key> {
 
 #[track_caller]
 fn check_admitted(authorization: &str, scope: Scope, status: Option<u16>) {
-    let refused = admit(&keys(), bearer(authorization), scope).err();
+    let refused = admit(&keys(), &token(authorization), scope).err();
     assert_eq!(refused.map(|error| error.status().as_u16()), status, "{authorization}");
 }
 
@@ -30,6 +30,10 @@ fn a_key_opens_its_scopes() {
     check_admitted("Bearer ap", Scope::Chat, Some(401));
     check_admitted("Bearer apps", Scope::Chat, Some(401));
     check_admitted("Basic app", Scope::Chat, Some(401));
+    // `pk:app`, `pk:ap` and no pair at all.
+    check_admitted("Basic cGs6YXBw", Scope::Feedback, None);
+    check_admitted("Basic cGs6YXA=", Scope::Feedback, Some(401));
+    check_admitted("Basic YXBw", Scope::Feedback, Some(401));
     check_admitted("app", Scope::Chat, Some(401));
     // A key that was left empty opens nothing.
     check_admitted("", Scope::Chat, Some(401));

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::LazyLock};
 
-use crate::completion::{Behaviour, Judgement, Source};
+use crate::completion::{Behaviour, Judgement, Prompt, Role, Source};
 
 use super::text::{Lexicon, fold, words};
 
@@ -163,6 +163,14 @@ pub fn next_turn(previous_request: &str, next_request: &str) -> Option<f64> {
     ((has(Thanks) || opens_with(Praise)) && !has(But)).then_some(1.0)
 }
 
+/// What a conversation's newest user turn says of the answer before it.
+pub fn said_of_last(prompt: &Prompt) -> Option<f64> {
+    let Prompt::Chat(messages) = prompt else { return None };
+    let mut turns = messages.iter().rev().filter(|message| message.role == Role::User);
+    let (next, previous) = (turns.next()?, turns.next()?);
+    next_turn(&previous.content, &next.content)
+}
+
 /// Most of the topic words of each request are in the other one.
 fn rephrases(previous: &str, next: &str) -> bool {
     const READ: usize = 8 << 10;
@@ -183,7 +191,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::completion::{CompletionId, Flag, Prompt};
+    use crate::completion::{CompletionId, Flag};
 
     #[test]
     fn judgements_have_their_values() {

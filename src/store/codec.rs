@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::completion::{Completion, CompletionId, Feedback, FeedbackId, Judgement, Prompt, Timestamp};
+use crate::completion::{Completion, CompletionId, Feedback, FeedbackId, Judgement, Prompt, Role, Timestamp};
 
 use super::Error;
 
@@ -217,6 +217,19 @@ pub(super) fn idempotency(feedback: &Feedback) -> Option<[u8; 32]> {
 /// The place of a name that somebody else chose.
 pub(super) fn place(name: &str) -> [u8; 32] {
     Sha256::digest(name).into()
+}
+
+/// The place of a conversation that ends with an answer. What surrounds a message's words does not matter: clients trim.
+pub(super) fn conversation<'a>(salt: &[u8], turns: impl Iterator<Item = (Role, &'a str)>) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update(salt);
+    for (role, content) in turns {
+        let content = content.trim();
+        digest.update(role.as_str());
+        digest.update((content.len() as u64).to_be_bytes());
+        digest.update(content);
+    }
+    digest.finalize().into()
 }
 
 /// The UUID in a value or at the end of a key.

@@ -15,9 +15,10 @@ pub(super) const FEEDBACK: u8 = b'f';
 pub(super) const FEEDBACK_OF: u8 = b'i';
 /// Sequence number → [`COMPLETION`] or [`FEEDBACK`], UUID.
 pub(super) const JOURNAL: u8 = b'j';
-/// SHA-256 of the name that an upstream gave to an answer → UUID of the completion.
+/// SHA-256 of a name of an answer → UUID of the completion. An upstream gives names, and the conversation that an answer
+/// ends is one.
 pub(super) const NAME: u8 = b'n';
-/// UUID of a completion → SHA-256 of that name.
+/// UUID of a completion → SHA-256 of each of its names.
 pub(super) const NAME_OF: u8 = b'o';
 /// SHA-256 of an idempotency key → UUID of the feedback that brought it.
 pub(super) const IDEMPOTENCY: u8 = b'k';

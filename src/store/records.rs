@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::completion::{Alarm, Completion, CompletionId, Feedback, FeedbackId, Timestamp, Update};
+use crate::completion::{Alarm, Completion, CompletionId, Feedback, FeedbackId, Message, Timestamp, Update};
 
 use super::{
     Error, Event, Store, codec,
@@ -26,6 +26,13 @@ impl Store {
     /// The answer that an upstream named so.
     pub fn named(&self, name: &str) -> Result<Option<CompletionId>, Error> {
         let found = self.db.get(key::key(key::NAME, &codec::place(name)))?;
+        found.map(|id| codec::uuid(&id).map(CompletionId)).transpose()
+    }
+
+    /// The answer that ended this conversation, if it was given here.
+    pub fn answered(&self, conversation: &[Message]) -> Result<Option<CompletionId>, Error> {
+        let turns = conversation.iter().map(|message| (message.role, message.content.as_str()));
+        let found = self.db.get(key::key(key::NAME, &codec::conversation(&self.salt, turns)))?;
         found.map(|id| codec::uuid(&id).map(CompletionId)).transpose()
     }
 

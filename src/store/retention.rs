@@ -78,11 +78,13 @@ impl Removal {
             self.feedback(group, codec::feedback_id(&entry?)?)?;
         }
         let named = key::key(key::NAME_OF, id.as_bytes());
-        if let Some(name) = group.tree.get(&named)? {
-            let place = key::key(key::NAME, &name);
-            // The name may have gone to a newer answer.
-            if group.tree.get(&place)?.is_some_and(|owner| owner == id.as_bytes()) {
-                group.batch.remove(place);
+        if let Some(names) = group.tree.get(&named)? {
+            for name in names.chunks(size_of::<[u8; 32]>()) {
+                let place = key::key(key::NAME, name);
+                // The name may have gone to a newer answer.
+                if group.tree.get(&place)?.is_some_and(|owner| owner == id.as_bytes()) {
+                    group.batch.remove(place);
+                }
             }
             group.batch.remove(named);
         }

@@ -283,10 +283,29 @@ async fn an_upstreams_name_leads_to_the_answer_as_long_as_it_is_there() {
     store.append_named(&c, Some("chatcmpl-1#1")).await.unwrap();
     assert_eq!(named("chatcmpl-1#1"), Some(c.id));
     let keys = || store.db.iter().keys().filter(|key| b"no".contains(&key.as_ref().unwrap()[0])).count();
-    assert_eq!(keys(), 5);
+    // Two names and three conversations, and where each completion's are.
+    assert_eq!(keys(), 8);
     assert_eq!(store.retain(Timestamp(91 * DAY_MS)).unwrap().completions, 2);
     assert_eq!((named("chatcmpl-1"), named("chatcmpl-1#1")), (None, Some(c.id)));
-    assert_eq!(keys(), 2);
+    assert_eq!(keys(), 3);
+}
+
+#[test]
+fn a_conversation_leads_to_the_answer_that_ended_it() {
+    let (_dir, store) = fresh();
+    let told = |role, content: &str| Message { role, content: content.to_owned() };
+    let mut a = completion(1, 1, "p");
+    a.prompt = Prompt::Chat(vec![told(Role::System, "Be brief."), told(Role::User, "A river?")]);
+    a.answer = " The Danube.\n".to_owned();
+    store.append_blocking(&a).unwrap();
+    let mut turns = vec![told(Role::System, "Be brief."), told(Role::User, "A river?")];
+    assert_eq!(store.answered(&turns).unwrap(), None);
+    // Clients trim.
+    turns.push(told(Role::Assistant, "The Danube."));
+    assert_eq!(store.answered(&turns).unwrap(), Some(a.id));
+    assert_eq!(store.answered(&turns[1..]).unwrap(), None);
+    turns[2].content = "The Rhine.".to_owned();
+    assert_eq!(store.answered(&turns).unwrap(), None);
 }
 
 #[test]
@@ -298,7 +317,7 @@ fn retention_by_size_takes_the_oldest() {
             let (answer, rx) = mpsc::channel();
             let draft = codec::completion(&completion(n, n, "p"), &store.salt, false).unwrap();
             let reply = move |done: Result<Done, Error>| answer.send(done.is_ok()).unwrap();
-            store.writer.send(Change::Append { draft, name: None }, Box::new(reply)).unwrap();
+            store.writer.send(Change::Append { draft, names: Vec::new() }, Box::new(reply)).unwrap();
             rx
         })
         .collect();

@@ -33,7 +33,7 @@ const GROUP: usize = 1024;
 
 /// What is to be written.
 pub(super) enum Change {
-    Append { draft: Draft, name: Option<[u8; 32]> },
+    Append { draft: Draft, names: Vec<[u8; 32]> },
     Attach { draft: Draft, subjects: Subjects, idempotency: Option<[u8; 32]> },
     Put { record: Vec<u8>, value: Vec<u8> },
     Forget(Vec<FeedbackId>),
@@ -255,7 +255,7 @@ impl Group {
 
     fn decide(&mut self, change: Change) -> Result<Done, Error> {
         match change {
-            Change::Append { draft, name } => self.append(&draft, name),
+            Change::Append { draft, names } => self.append(&draft, &names),
             Change::Attach { draft, subjects, idempotency } => self.attach(&draft, subjects, idempotency),
             Change::Put { record, value } => {
                 self.new_bytes += value.len() as u64;
@@ -268,14 +268,16 @@ impl Group {
         }
     }
 
-    fn append(&mut self, draft: &Draft, name: Option<[u8; 32]>) -> Result<Done, Error> {
+    fn append(&mut self, draft: &Draft, names: &[[u8; 32]]) -> Result<Done, Error> {
         if self.fingerprint(draft.id)?.is_some() {
             return Err(Error::Duplicate { id: draft.id });
         }
         self.journal(key::COMPLETION, draft)?;
-        if let Some(name) = name {
-            self.batch.insert(key::key(key::NAME, &name), draft.id.as_bytes());
-            self.batch.insert(key::key(key::NAME_OF, draft.id.as_bytes()), &name);
+        for name in names {
+            self.batch.insert(key::key(key::NAME, name), draft.id.as_bytes());
+        }
+        if !names.is_empty() {
+            self.batch.insert(key::key(key::NAME_OF, draft.id.as_bytes()), names.concat());
         }
         self.completions.insert(draft.id, draft.fingerprint);
         self.counts.completions += 1;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod chat;
+mod description;
 mod feedback;
 mod harness;
 mod judgements;

@@ -1,6 +1,6 @@
 // The official `openai` client for Node, unchanged, against a running `gyrostat serve`.
 //
-//     npm install openai && node openai_client.mjs http://127.0.0.1:8088
+//     npm install openai && node openai_client.mjs http://127.0.0.1:8088 [STRICT ORPHAN]
 import assert from "node:assert/strict";
 import OpenAI from "openai";
 
@@ -59,14 +59,43 @@ for (let tries = 0; !(await cancelled()); tries += 1) {
 }
 step("cancellation");
 
-const refused = async (kind, more) => {
-  const error = await ask(more).then(() => assert.fail("nothing was refused"), (error) => error);
-  assert.ok(error instanceof kind, `${error}`);
+const refused = async (kind, asked, code) => {
+  const error = await asked.then(() => assert.fail("nothing was refused"), (error) => error);
+  assert.equal(error.constructor, kind, `${error}`);
   assert.ok(error.error.message && error.type, `${error}`);
+  if (code) assert.equal(error.code, code);
+  return error;
 };
-await refused(OpenAI.BadRequestError, { temperature: 9 });
-await refused(OpenAI.BadRequestError, { max_tokens: 1_000_000 });
-await refused(OpenAI.BadRequestError, { tools: [{ type: "function", function: { name: "f" } }] });
-await refused(OpenAI.NotFoundError, { model: "no-such-model" });
+await refused(OpenAI.BadRequestError, ask({ temperature: 9 }), "invalid_value");
+await refused(OpenAI.BadRequestError, ask({ max_tokens: 1_000_000 }), "context_length_exceeded");
+await refused(OpenAI.BadRequestError, ask({ tools: [{ type: "function", function: { name: "f" } }] }));
+await refused(OpenAI.NotFoundError, ask({ model: "no-such-model" }), "model_not_found");
 await assert.rejects(client.get("/nowhere"), OpenAI.NotFoundError);
 step("errors");
+
+// A server that wants keys and lets one request wait, and one whose upstream is not there.
+const [strict, orphan] = process.argv.slice(3);
+if (strict && orphan) {
+  const client_of = (url, apiKey, more) => new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 60_000, ...more });
+  const [every, chatOnly] = [client_of(strict, "every"), client_of(strict, "chat-only")];
+  const put = (who, more) => who.chat.completions.create({ model, messages, max_tokens: 2, ...more });
+  await refused(OpenAI.AuthenticationError, put(client_of(strict, "wrong")), "invalid_api_key");
+  await refused(OpenAI.PermissionDeniedError, chatOnly.get("/updates"), "insufficient_scope");
+  const completion_id = (await put(every)).id;
+  const rating = { completion_id, kind: "rating", value: 6 };
+  assert.equal((await refused(OpenAI.UnprocessableEntityError, every.post("/feedback", { body: rating }))).param, "value");
+  await every.post("/updates", { body: { recipe: "sft" } });
+  const again = async () => { for (let nth = 0; nth < 2; nth += 1) await every.post("/updates", { body: { recipe: "sft" } }); };
+  await refused(OpenAI.ConflictError, again(), "conflict");
+  const large = put(every, { messages: [{ role: "user", content: "x".repeat(2_000_000) }] });
+  assert.equal((await refused(OpenAI.APIError, large, "request_too_large")).status, 413);
+  const never = { max_tokens: 400, logit_bias: { 2: -100 } };
+  const crowd = await Promise.allSettled(Array.from({ length: 6 }, () => put(every, never)));
+  const limited = crowd.filter((answer) => answer.status === "rejected").map((answer) => answer.reason);
+  assert.ok(limited.length > 0 && limited.every((error) => error instanceof OpenAI.RateLimitError));
+  assert.ok(limited.every((error) => Number(error.headers.get("retry-after")) >= 1));
+  await refused(OpenAI.InternalServerError, put(client_of(orphan, "unused")), "upstream_unreachable");
+  await assert.rejects(put(client_of(strict, "every", { timeout: 1 })), OpenAI.APIConnectionTimeoutError);
+  await assert.rejects(put(client_of("http://127.0.0.1:9", "unused")), OpenAI.APIConnectionError);
+  step(`errors of every class: 400 401 403 404 409 413 422 429 (${limited.length} of 6) 502, timeout, no connection`);
+}

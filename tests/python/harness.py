@@ -129,7 +129,8 @@ OPEN_GATE = {
 class Server(Client):
     """A `gyrostat serve` of our own. The same `home` started again finds the same data."""
 
-    def __init__(self, binary, model, home, env=None):
+    def __init__(self, binary, model, home, env=None, ready="/readyz"):
+        self.ready = ready
         self.binary, self.model, self.home, self.env = binary, model, pathlib.Path(home), env or {}
         self.home.mkdir(parents=True, exist_ok=True)
         self.log = self.home / "server.log"
@@ -155,7 +156,7 @@ class Server(Client):
             if self.process.poll() is not None:
                 raise Failure(f"the server ended with {self.process.returncode} at its start:\n{self.tail()}")
             with contextlib.suppress(OSError):
-                if self.get("/readyz").status == 200:
+                if self.get(self.ready).status == 200:
                     return self
             time.sleep(0.05)
         self.kill()
@@ -190,6 +191,19 @@ class Server(Client):
 
     def __exit__(self, *_):
         self.kill()
+
+
+@contextlib.contextmanager
+def refusing_servers(args, home):
+    """Two servers with reasons to refuse: one wants keys and lets one request wait, one has an upstream that is not there."""
+    keys = '[{key="every",scopes=["chat","feedback","admin"]},{key="chat-only",scopes=["chat"]}]'
+    strict = {"GYROSTAT_HTTP__KEYS": keys, "GYROSTAT_POLICY__QUEUE": "1", "GYROSTAT_POLICY__RUNNING": "1"}
+    # Port 9 is discard; nothing listens there.
+    orphan = {"GYROSTAT_UPSTREAM__URL": "http://127.0.0.1:9/v1", "GYROSTAT_UPSTREAM__MODEL": "m"}
+    model, home = tiny_model(args), pathlib.Path(home)
+    with Server(args.binary, model, home / "strict", strict) as one, Server(args.binary, model, home / "orphan", orphan, "/healthz") as other:
+        yield one, other
+        check(one.alive() and other.alive(), f"a server ended:\n{one.tail()}\n{other.tail()}")
 
 
 def mixed_traffic(client, rounds=4, max_tokens=8):

@@ -3,12 +3,13 @@
 import pathlib
 import subprocess
 
-from harness import Server, arguments, check, main, tiny_model, workspace
+from harness import Server, arguments, check, main, refusing_servers, tiny_model, workspace
 
 
 def run(args):
-    with workspace() as home, Server(args.binary, tiny_model(args), home) as server:
-        done = subprocess.run(["node", str(args.script), server.url], timeout=300)
+    with workspace() as home, refusing_servers(args, home) as refusing, Server(args.binary, tiny_model(args), home) as server:
+        urls = [server.url, *(other.url for other in refusing)]
+        done = subprocess.run(["node", str(args.script), *urls], timeout=300)
         check(done.returncode == 0, f"node ended with {done.returncode}")
         check(server.alive(), f"the server ended:\n{server.tail()}")
 

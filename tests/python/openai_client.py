@@ -12,7 +12,7 @@ import urllib.request
 
 import openai
 
-from harness import Server, arguments, check, main, step, tiny_model, workspace
+from harness import Server, arguments, check, main, refusing_servers, step, tiny_model, workspace
 
 USER = [{"role": "user", "content": "Name three rivers of Europe."}]
 
@@ -179,11 +179,52 @@ def errors(client, model):
     step("typed errors with param and code")
 
 
+def refusals(strict, orphan):
+    """Every class of error that the client has: `strict` wants keys and queues one request, `orphan` has an upstream that is not there."""
+    def client(url, key, **more):
+        return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, **{"timeout": 60} | more)
+
+    every, chat_only = client(strict, "every"), client(strict, "chat-only")
+    model = every.models.list().data[0].id
+    ask = lambda who, **more: who.chat.completions.create(**{"model": model, "messages": USER, "max_tokens": 2} | more)
+    expect_error(openai.AuthenticationError, lambda: ask(client(strict, "wrong")), code="invalid_api_key")
+    expect_error(openai.PermissionDeniedError, lambda: chat_only.get("/updates", cast_to=object), code="insufficient_scope", mentions="admin")
+    expect_error(openai.NotFoundError, lambda: every.get("/nowhere", cast_to=object), code="unknown_url")
+    about = {"completion_id": ask(every).id, "kind": "rating"}
+    expect_error(openai.UnprocessableEntityError, lambda: every.post("/feedback", body=about | {"value": 6}, cast_to=object), param="value")
+    every.post("/updates", body={"recipe": "sft"}, cast_to=object)
+    expect_error(openai.ConflictError, lambda: [every.post("/updates", body={"recipe": "sft"}, cast_to=object) for _ in range(2)], code="conflict")
+    large = expect_error(openai.APIStatusError, lambda: ask(every, messages=[{"role": "user", "content": "x" * 2_000_000}]), code="request_too_large")
+    check(large.status_code == 413, f"{large}")
+
+    never = {"max_tokens": 400, "logit_bias": {"2": -100}, "stream": True}
+    with concurrent.futures.ThreadPoolExecutor(6) as crowd:
+        held = [crowd.submit(lambda: [*ask(every, **never)]) for _ in range(6)]
+        limited = [task.exception() for task in held if task.exception()]
+    check(limited and all(type(error) is openai.RateLimitError for error in limited), f"{limited}")
+    check(all(int(error.response.headers["retry-after"]) >= 1 for error in limited), "no Retry-After")
+
+    expect_error(openai.InternalServerError, lambda: ask(client(orphan, "unused")), code="upstream_unreachable")
+    for kind, call in [
+        (openai.APITimeoutError, lambda: ask(client(strict, "every", timeout=0.001))),
+        (openai.APIConnectionError, lambda: ask(client("http://127.0.0.1:9", "unused"))),
+    ]:
+        try:
+            call()
+        except openai.APIConnectionError as error:
+            check(type(error) is kind, f"expected {kind.__name__}, got {type(error).__name__}")
+        else:
+            check(False, f"no {kind.__name__}")
+    step(f"errors of every class: 400 401 403 404 409 413 422 429 ({len(limited)} of 6) 502, timeout, no connection")
+
+
 def run(args):
     with workspace() as home:
         if args.url:
             everything(args.url)
         else:
+            with refusing_servers(args, home) as (strict, orphan):
+                refusals(strict.url, orphan.url)
             with Server(args.binary, tiny_model(args), home) as server:
                 everything(server.url)
                 check(server.alive(), f"the server ended:\n{server.tail()}")

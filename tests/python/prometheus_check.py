@@ -25,6 +25,7 @@ YOUNG = {
     "gyrostat_drift_baseline": "known once a reference window is full",
     "gyrostat_alarms_total": "nothing drifted",
     "gyrostat_policy_kl_nats_per_token": "sampled one answer in N",
+    "gyrostat_probes_total": "asked on a schedule",
 }
 
 
@@ -79,7 +80,7 @@ class Prometheus(Client):
 
 def substituted(expression):
     """As Grafana sends it, with every variable at All."""
-    for variable, value in (("$interaction", ".*"), ("$version", ".*"), ("$__rate_interval", "1m")):
+    for variable, value in (("$interaction", ".*"), ("$version", ".*"), ("$__rate_interval", "1m"), ("$__range", "10m")):
         expression = expression.replace(variable, value)
     check("$" not in expression, f"an unknown variable in {expression}")
     return expression

@@ -23,7 +23,9 @@ pub(super) fn tensorzero(mut fields: Fields, about: &About<'_>) -> Result<Feedba
     let mut feedback = blank(judgement, Some(completion), about.now);
     feedback.tags = fields.tags("tags")?;
     feedback.tags.insert("metric_name".to_owned(), metric);
-    fields.neutral("dryrun", |value| *value == Value::Bool(false))?;
+    for field in ["dryrun", "internal"] {
+        fields.neutral(field, |value| *value == Value::Bool(false))?;
+    }
     fields.finish()?;
     Ok(feedback)
 }
@@ -50,7 +52,7 @@ pub(super) fn langfuse(mut fields: Fields, about: &About<'_>) -> Result<Feedback
     feedback.idempotency_key = fields.name("id", 256)?;
     feedback.tags = fields.tags("metadata")?;
     // What its own tools say of where a score comes from.
-    for origin in ["environment", "configId", "queueId", "sessionId", "source"] {
+    for origin in ["environment", "configId", "queueId", "sessionId", "source", "timestamp"] {
         if let Some(text) = fields.short_text(origin, 512)? {
             feedback.tags.insert(origin.to_owned(), text);
         }

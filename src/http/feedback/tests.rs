@@ -177,6 +177,10 @@ fn tensorzero_sends_metrics() {
     check(r#""comment","inference_id":"ID","value":"hm""#, Err("value"));
     check(r#""","inference_id":"ID","value":true"#, Err("metric_name"));
     check(r#""ok","value":true"#, Err("inference_id"));
+    let official =
+        r#""ok","inference_id":"ID","episode_id":null,"value":true,"internal":false,"dryrun":null"#;
+    check(official, Ok(Judgement::Thumbs { up: true }));
+    check(r#""ok","inference_id":"ID","value":true,"internal":true"#, Err("internal"));
     check(r#""ok","inference_id":"ID","value":true,"dryrun":true"#, Err("dryrun"));
     check(r#""ok","inference_id":"ID","value":true,"episode_id":"ID""#, Err("episode_id"));
 }
