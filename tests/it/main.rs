@@ -12,5 +12,6 @@ mod openai;
 mod pushing;
 mod refusals;
 mod relaying;
+mod senses;
 mod stub;
 mod updates;
