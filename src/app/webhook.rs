@@ -155,8 +155,6 @@ fn alert(alarm: &Alarm, resolved: Option<Timestamp>) -> Value {
     let signal = alarm.signal.as_str();
     let interaction = alarm.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str);
     let direction = alarm.direction.as_str();
-    let summary =
-        format!("{signal} of {interaction} went {direction}: {:.3} → {:.3}", alarm.baseline, alarm.current);
     let shares: Vec<String> = alarm
         .shares
         .iter()
@@ -181,7 +179,7 @@ fn alert(alarm: &Alarm, resolved: Option<Timestamp>) -> Value {
             "direction": direction,
             "version": alarm.version.to_string(),
         },
-        "annotations": { "summary": summary, "description": description },
+        "annotations": { "summary": alarm.summary(), "description": description },
         "startsAt": time(alarm.at),
         // Alertmanager's own word for "not yet".
         "endsAt": resolved.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), time),

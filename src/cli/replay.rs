@@ -5,7 +5,7 @@ use std::io::Write;
 use serde_json::json;
 
 use crate::app::Replay;
-use crate::completion::{Alarm, InteractionType};
+use crate::completion::Alarm;
 use crate::config::Config;
 use crate::http::{self, Logged};
 use crate::signals::Interactions;
@@ -95,7 +95,7 @@ fn show(as_json: bool, events: usize, alarms: &[Alarm], replay: &Replay) -> Resu
         let watched = rows.iter().filter(|row| row.baseline.is_some()).count();
         writeln!(
             out,
-            "{events} events, {} alarms; {watched} of {} streams have learned their reference",
+            "{events} events, alarms: {}; {watched} of {} streams have learned their reference",
             alarms.len(),
             rows.len()
         )?;
@@ -104,19 +104,9 @@ fn show(as_json: bool, events: usize, alarms: &[Alarm], replay: &Replay) -> Resu
     Ok(())
 }
 
-/// One line for the person on call.
+/// A line for the person on call.
 fn in_words(alarm: &Alarm) -> String {
-    let time = |at| jsonl::time(at);
-    let whose = alarm.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str);
-    format!(
-        "{} {} of {whose} went {}: {:.3} → {:.3}, since {} (plausibly {} to {})",
-        time(alarm.at),
-        alarm.signal.as_str(),
-        alarm.direction.as_str(),
-        alarm.baseline,
-        alarm.current,
-        time(alarm.change_at),
-        time(alarm.change_from),
-        time(alarm.change_to),
-    )
+    let [at, since, from, to] =
+        [alarm.at, alarm.change_at, alarm.change_from, alarm.change_to].map(jsonl::time);
+    format!("{at}  {}; since {since}, plausibly {from} to {to}", alarm.summary())
 }

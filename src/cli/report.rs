@@ -46,7 +46,7 @@ fn render(store: &Store, texts: bool) -> Result<String, Error> {
     let alarms = store.alarms(SHOWN)?;
     let shown = alarms.iter().map(|alarm| {
         let plot = history.plot(alarm.signal, alarm.interaction.as_ref(), Some(alarm));
-        Ok(context! { alarm, plot, words => in_words(alarm), examples => if texts { examples(store, alarm)? } else { Vec::new() } })
+        Ok(context! { alarm, plot, words => alarm.summary(), examples => if texts { examples(store, alarm)? } else { Vec::new() } })
     });
     let page = environment.get_template("report")?.render(context! {
         counts => store.counts(),
@@ -73,22 +73,6 @@ fn examples(store: &Store, alarm: &Alarm) -> Result<Vec<Example>, store::Error> 
         examples.push(Example { request: completion.prompt.request().to_owned(), answer: completion.answer });
     }
     Ok(examples)
-}
-
-/// What the change means for people.
-fn in_words(alarm: &Alarm) -> &'static str {
-    use crate::completion::Direction::{Down, Up};
-    match (alarm.signal, alarm.direction) {
-        (SignalKind::Refusal, Up) => "The model declines more often than it did.",
-        (SignalKind::Refusal, Down) => "The model declines less often than it did.",
-        (SignalKind::Satisfaction, Down) => "People are less content with the answers than they were.",
-        (SignalKind::Satisfaction, Up) => "People are more content with the answers than they were.",
-        (SignalKind::Helpfulness, Down) => "Answers are of less use than they were.",
-        (SignalKind::Helpfulness, Up) => "Answers are of more use than they were.",
-        (SignalKind::Probes, Down) => "The model fails more of the probes than it did.",
-        (SignalKind::Probes, Up) => "The model passes more of the probes than it did.",
-        (SignalKind::Kl, _) => "The model's words are at another distance from the original model's.",
-    }
 }
 
 /// A stream: a signal of one type of interaction or, as `None`, of all.

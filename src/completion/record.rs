@@ -88,6 +88,27 @@ pub struct Alarm {
     pub acknowledged: bool,
 }
 
+impl Alarm {
+    /// What changed, in a sentence for people.
+    pub fn summary(&self) -> String {
+        use Direction::{Down, Up};
+        let whose = self.interaction.as_ref().map_or(InteractionType::ALL, InteractionType::as_str);
+        let (who, what) = match (self.signal, self.direction) {
+            (SignalKind::Refusal, Up) => ("The model declines", "more often than it did"),
+            (SignalKind::Refusal, Down) => ("The model declines", "less often than it did"),
+            (SignalKind::Satisfaction, Down) => ("Users are content", "with fewer answers than they were"),
+            (SignalKind::Satisfaction, Up) => ("Users are content", "with more answers than they were"),
+            (SignalKind::Helpfulness, Down) => ("The answers are", "of less use than they were"),
+            (SignalKind::Helpfulness, Up) => ("The answers are", "of more use than they were"),
+            (SignalKind::Kl, Up) => ("The model has moved", "further from the original than it was"),
+            (SignalKind::Kl, Down) => ("The model has moved", "nearer to the original than it was"),
+            (SignalKind::Probes, Down) => ("The model passes", "fewer of the probes than it did"),
+            (SignalKind::Probes, Up) => ("The model passes", "more of the probes than it did"),
+        };
+        format!("{who} {what} ({whose}): {:.3} where {:.3} was usual", self.current, self.baseline)
+    }
+}
+
 /// Why an update was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "lowercase")]

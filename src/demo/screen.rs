@@ -77,12 +77,8 @@ impl Screen {
         let number = |field: &str| alarm[field].as_f64().unwrap_or_default();
         let ago = |field: &str| (number("at") - number(field)) / 1000.0;
         self.say(&format!(
-            "ALARM: {} of {} went {}: {:.2} → {:.2}, evidence 10^{:.1} against 10^{:.1}",
-            alarm["signal"].as_str().unwrap_or_default(),
-            alarm["interaction"].as_str().unwrap_or("all traffic"),
-            alarm["direction"].as_str().unwrap_or_default(),
-            number("baseline"),
-            number("current"),
+            "ALARM: {}. Evidence 10^{:.1} against 10^{:.1}",
+            alarm["summary"].as_str().unwrap_or_default(),
             number("evidence_log10"),
             number("threshold_log10"),
         ));

@@ -10,7 +10,7 @@ use axum::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::completion::{InteractionType, SignalKind, Version};
+use crate::completion::{Alarm, InteractionType, SignalKind, Version};
 
 use super::{Id, State, error::ApiError, fields::Fields};
 
@@ -32,13 +32,20 @@ pub(super) async fn alignment(Extract(state): Extract<State>) -> Json<Value> {
 }
 
 pub(super) async fn alarms(Extract(state): Extract<State>) -> Result<Json<Value>> {
-    Ok(Json(json!({ "data": state.cycle.alarms()? })))
+    let alarms: Vec<Value> = state.cycle.alarms()?.iter().map(in_words).collect();
+    Ok(Json(json!({ "data": alarms })))
+}
+
+fn in_words(alarm: &Alarm) -> Value {
+    let mut value = json!(alarm);
+    value["summary"] = json!(alarm.summary());
+    value
 }
 
 pub(super) async fn acknowledge(Extract(state): Extract<State>, Id(id): Id) -> Result<Json<Value>> {
     let alarm = identifier(&id, "alarm")?;
     let alarm = off_runtime(move || state.cycle.acknowledge(alarm)).await??;
-    alarm.map(|alarm| Json(json!(alarm))).ok_or_else(|| ApiError::not_found("id", format!("alarm {id}")))
+    alarm.map(|alarm| Json(in_words(&alarm))).ok_or_else(|| ApiError::not_found("id", format!("alarm {id}")))
 }
 
 /// Forgets baselines: `{"signal"?, "interaction"?}`; an empty body is all of them, as is the interaction `all`.
