@@ -10,7 +10,9 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use record::{Alarm, Direction, DriftState, Outcome, ScorecardRow, Share, Trigger, Update, UpdateState};
+pub use record::{
+    Alarm, Cause, Direction, DriftState, Outcome, ScorecardRow, Share, Trigger, Update, UpdateState,
+};
 
 /// Milliseconds since the Unix epoch. The core never reads a clock: `now` is an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

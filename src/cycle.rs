@@ -18,8 +18,8 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::completion::{
-    Alarm, Direction, InteractionType, Outcome, Share, SignalKind, Timestamp, Trigger, Update, UpdateState,
-    Version,
+    Alarm, Cause, Direction, InteractionType, Outcome, Share, SignalKind, Timestamp, Trigger, Update,
+    UpdateState, Version,
 };
 use crate::drift::{self, Monitor};
 use crate::gate::{self, Verdict};
@@ -34,7 +34,7 @@ pub use sense::every_reading;
 
 use handle::Shared;
 use learner::{Learned, Learner};
-use sense::{Key, Reading, Recent};
+use sense::{Circles, Key, Reading, Recent};
 
 /// When the loop turns, and when it learns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,7 +104,7 @@ pub struct Parts {
 
 /// An alarm that waits for feedback enough to learn from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Cause {
+struct Reason {
     alarm: Alarm,
     /// Judgements of the alarming type since the change.
     judged: usize,
@@ -120,7 +120,8 @@ pub struct Cycle {
     /// The version that the streams are about.
     version: Version,
     recent: Recent,
-    cause: Option<Cause>,
+    circles: Circles,
+    cause: Option<Reason>,
     learner: Option<Learner>,
 }
 
@@ -140,6 +141,7 @@ impl Cycle {
             cursor,
             version,
             recent: Recent::default(),
+            circles: memory.circles,
             cause: memory.cause,
             learner: None,
         };
@@ -197,6 +199,7 @@ impl Cycle {
             self.version = active;
             self.cause = None;
             self.recent = Recent::default();
+            self.circles = Circles::default();
             self.monitor().clear();
         }
     }
@@ -235,13 +238,17 @@ impl Cycle {
             {
                 cause.judged += 1;
             }
-            for key in [Key::of(&reading.signal), Key::whole(&reading.signal)] {
-                let observed = self.monitor().observe(&key, key.stream_kind(), value, reading.at.0);
-                match observed {
-                    Ok(Some(alarm)) => alarms.push(self.describe(&key, &alarm, reading.at)),
-                    Ok(None) => {}
-                    Err(fault) => warn!(signal = key.signal.as_str(), %fault, "a reading was not taken"),
+            let (key, whole) = (Key::of(&reading.signal), Key::whole(&reading.signal));
+            let before = self.circles.before(reading);
+            let shown = drift::Reading { value, at: reading.at.0, kin: before };
+            let observed = self.monitor().observe(&key, &whole, key.stream_kind(), shown);
+            match observed {
+                Ok(observed) => {
+                    self.circles.note(reading, before, observed.deviation);
+                    alarms.extend(observed.segment.map(|alarm| self.describe(&key, &alarm, reading.at)));
+                    alarms.extend(observed.whole.map(|alarm| self.describe(&whole, &alarm, reading.at)));
                 }
+                Err(fault) => warn!(signal = key.signal.as_str(), %fault, "a reading was not taken"),
             }
         }
         alarms
@@ -249,10 +256,16 @@ impl Cycle {
 
     /// The alarm in the words of the interface: whose change it is, and which answers show it.
     fn describe(&self, key: &Key, alarm: &drift::Alarm, now: Timestamp) -> Alarm {
+        let since = Timestamp(alarm.change.at);
+        let segments = match &key.interaction {
+            Some(_) => Vec::new(),
+            None => sense::segments(&self.monitor(), key.signal, since),
+        };
         let shares = match &key.interaction {
             Some(interaction) => vec![Share { interaction: interaction.clone(), share: 1.0 }],
-            None => sense::shares(&self.monitor(), key.signal, alarm.direction),
+            None => sense::shares(&segments),
         };
+        let cause = sense::cause(alarm, &segments, &self.recent.raters(key, since));
         let direction = match alarm.direction {
             drift::Direction::Up => Direction::Up,
             drift::Direction::Down => Direction::Down,
@@ -264,6 +277,7 @@ impl Cycle {
             interaction: key.interaction.clone(),
             version: self.version,
             direction,
+            cause,
             baseline: alarm.baseline,
             current: alarm.current,
             evidence_log10: alarm.evidence_log10,
@@ -273,7 +287,7 @@ impl Cycle {
             change_to: Timestamp(alarm.change.to),
             samples_since_change: alarm.change.samples,
             shares,
-            examples: self.recent.worst(key, Timestamp(alarm.change.at), direction),
+            examples: self.recent.worst(key, since, direction),
             acknowledged: false,
         }
     }
@@ -284,6 +298,7 @@ impl Cycle {
             version: self.version,
             cause: self.cause.clone(),
             monitor: self.monitor().save(),
+            circles: self.circles.clone(),
         };
         let saved = serde_json::to_vec(&memory).map_err(|error| Error::State(error.to_string()))?;
         self.parts.store.save_monitor(&saved, self.cursor)?;
@@ -298,6 +313,7 @@ impl Cycle {
                 signal = alarm.signal.as_str(),
                 interaction,
                 direction = alarm.direction.as_str(),
+                cause = alarm.cause.as_str(),
                 baseline = alarm.baseline,
                 current = alarm.current,
                 seconds_ago = now.0.saturating_sub(alarm.change_at.0) / 1000,
@@ -307,7 +323,7 @@ impl Cycle {
             self.parts.store.put_alarm(&alarm)?;
             // The first complaint about one type names what to learn; the whole traffic's stream only confirms it.
             if self.cause.is_none() && calls_for_learning(&alarm) {
-                self.cause = Some(Cause { judged: alarm.samples_since_change as usize, alarm });
+                self.cause = Some(Reason { judged: alarm.samples_since_change as usize, alarm });
             }
         }
         Ok(())
@@ -322,7 +338,7 @@ impl Cycle {
             return Some(update);
         }
         let config = &self.parts.config;
-        let ready = |cause: &mut Cause| config.learn_on_alarm && cause.judged >= config.minimum_feedback;
+        let ready = |cause: &mut Reason| config.learn_on_alarm && cause.judged >= config.minimum_feedback;
         let alarm = self.cause.take_if(ready)?.alarm;
         let trigger = Trigger::Alarm { alarm: alarm.id };
         let interactions = alarm.interaction.into_iter().collect();
@@ -389,6 +405,7 @@ impl Cycle {
 /// Worse satisfaction or helpfulness, or another rate of refusals, of a type that is known: the policy can mend that.
 fn calls_for_learning(alarm: &Alarm) -> bool {
     alarm.interaction.is_some()
+        && alarm.cause == Cause::Model
         && match alarm.signal {
             SignalKind::Satisfaction | SignalKind::Helpfulness => alarm.direction == Direction::Down,
             SignalKind::Refusal => true,

@@ -10,12 +10,16 @@
 //! The e-SR statistic: Shin, Ramdas, Rinaldo, *E-detectors: a nonparametric framework for sequential change
 //! detection*, New England Journal of Statistics in Data Science (2024).
 
+mod baseline;
 mod bernoulli;
 mod bits;
 mod bounded;
 mod change;
+mod history;
 mod lanes;
 mod monitor;
+mod predictive;
+mod season;
 mod shares;
 mod stream;
 #[cfg(test)]
@@ -23,12 +27,14 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+pub use baseline::{Expected, Kin};
 pub use bernoulli::Bernoulli;
 pub use bounded::Bounded;
 pub use change::{ChangePoint, change_point};
-pub use monitor::{Monitor, Saved};
-pub use shares::{Segment, shares};
-pub use stream::{Alarm, Change, Row, Stream};
+pub use monitor::{Monitor, Observed, Saved};
+pub use predictive::Predictive;
+pub use shares::{Segment, few_moved, parts, shares};
+pub use stream::{Alarm, Change, Moved, Reading, Row, Setup, Stream};
 
 /// The shortest reference: below it the grid that stands for its uncertainty says little.
 pub const MIN_REFERENCE: usize = 30;
@@ -49,6 +55,8 @@ pub struct Config {
     /// No stream alarms below this evidence, however little traffic it has; at least 1. At the default a false
     /// alarm comes at most about once in a hundred readings, which is what seeing a rate triple takes anyway.
     pub minimum_threshold: f64,
+    /// Whether the course of the day is learned, so that a rate that swings with the hour is no drift.
+    pub seasonal: bool,
     /// Streams that are kept at most; each holds a few kilobytes of state and its newest readings.
     pub max_streams: usize,
 }
@@ -60,6 +68,7 @@ impl Default for Config {
             false_alarm_days: 30.0,
             events_per_day: None,
             minimum_threshold: 100.0,
+            seasonal: true,
             max_streams: 1024,
         }
     }
@@ -179,20 +188,31 @@ pub enum State {
     Alarm,
 }
 
-/// A detector over either kind of reading.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Which detector watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Constants {
+    /// pm-eSR with the constants that were published with it.
+    Reference,
+    /// The best that we know: [`Predictive`].
+    #[default]
+    Default,
+}
+
+/// A detector over either kind of reading, for readings that have no hour and no conversation.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Detector {
     Bernoulli(Bernoulli),
     Bounded(Bounded),
+    Predictive(Predictive),
 }
 
 impl Detector {
     /// Learns the baseline from `reference`, at least [`MIN_REFERENCE`] readings of `kind`.
-    pub fn learn(kind: Kind, reference: &[f64], watch: Watch) -> Result<Self, Error> {
-        Ok(match kind {
-            Kind::Bernoulli => Self::Bernoulli(Bernoulli::learn(reference, watch)?),
-            Kind::Bounded => Self::Bounded(Bounded::learn(reference, watch)?),
+    pub fn learn(constants: Constants, kind: Kind, reference: &[f64], watch: Watch) -> Result<Self, Error> {
+        Ok(match (constants, kind) {
+            (Constants::Default, _) => Self::Predictive(Predictive::learn(kind, reference, watch)?),
+            (Constants::Reference, Kind::Bernoulli) => Self::Bernoulli(Bernoulli::learn(reference, watch)?),
+            (Constants::Reference, Kind::Bounded) => Self::Bounded(Bounded::learn(reference, watch)?),
         })
     }
 
@@ -202,6 +222,7 @@ impl Detector {
         match self {
             Self::Bernoulli(bits) => bits.update(reading > 0.5),
             Self::Bounded(scores) => scores.update(reading),
+            Self::Predictive(any) => any.update(reading),
         }
     }
 
@@ -210,16 +231,9 @@ impl Detector {
         let statistic = match self {
             Self::Bernoulli(bits) => bits.statistic(),
             Self::Bounded(scores) => scores.statistic(),
+            Self::Predictive(any) => any.statistic(),
         };
         evidence_log10(statistic)
-    }
-
-    /// Forgets what came after the reference.
-    pub fn restart(&mut self) {
-        match self {
-            Self::Bernoulli(bits) => bits.restart(),
-            Self::Bounded(scores) => scores.restart(),
-        }
     }
 }
 

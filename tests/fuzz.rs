@@ -357,8 +357,8 @@ impl Served {
         config.policy.kl_one_in = 0;
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let app = runtime.block_on(App::start(config)).unwrap();
-        // What takes so long hangs.
-        let client = reqwest::Client::builder().timeout(Duration::from_mins(1)).build().unwrap();
+        // What takes so long hangs, in a build that is not optimised too.
+        let client = reqwest::Client::builder().timeout(Duration::from_mins(5)).build().unwrap();
         Self { runtime, app, client, _dir: dir }
     }
 

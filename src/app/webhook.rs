@@ -177,6 +177,7 @@ fn alert(alarm: &Alarm, resolved: Option<Timestamp>) -> Value {
             "signal": signal,
             "interaction": interaction,
             "direction": direction,
+            "cause": alarm.cause.as_str(),
             "version": alarm.version.to_string(),
         },
         "annotations": { "summary": alarm.summary(), "description": description },
@@ -196,7 +197,7 @@ fn time(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::completion::{Direction, Share, SignalKind, Version};
+    use crate::completion::{Cause, Direction, Share, SignalKind, Version};
 
     fn alarm() -> Alarm {
         Alarm {
@@ -206,6 +207,7 @@ mod tests {
             interaction: None,
             version: Version(2),
             direction: Direction::Down,
+            cause: Cause::Traffic,
             baseline: 0.9,
             current: 0.5,
             evidence_log10: 5.5,

@@ -5,7 +5,7 @@ use std::{io::Write, time::Instant};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
-use crate::drift::{Detector, Kind, MIN_REFERENCE, Watch, change_point};
+use crate::drift::{self, Detector, Kind, MIN_REFERENCE, Watch, change_point};
 
 use super::{Error, jsonl};
 
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     arl: f64,
     #[arg(long, value_enum, default_value_t = Direction::Both)]
     direction: Direction,
-    /// `reference` are the published constants of the detector, `default` the best that we know; they are the same now.
+    /// `reference` is pm-eSR with its published constants, `default` the best that we know.
     #[arg(long, value_enum, default_value_t = Constants::Default)]
     constants: Constants,
 }
@@ -61,6 +61,10 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         Direction::Down => Watch::Down,
         Direction::Both => Watch::Both,
     };
+    let constants = match args.constants {
+        Constants::Reference => drift::Constants::Reference,
+        Constants::Default => drift::Constants::Default,
+    };
     let lines = jsonl::read(&args.input)?;
     let bar = jsonl::bar(lines.len() as u64, "streams");
     let mut out = jsonl::writer("-")?;
@@ -76,7 +80,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             .into());
         }
         let (reference, rest) = data.split_at(args.reference);
-        let mut detector = Detector::learn(kind, reference, watch)?;
+        let mut detector = Detector::learn(constants, kind, reference, watch)?;
         let started = Instant::now();
         let alarm = rest.iter().position(|reading| detector.update(*reading) >= args.arl);
         seconds += started.elapsed().as_secs_f64();

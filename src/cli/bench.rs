@@ -1,16 +1,16 @@
 //! `gyrostat bench`: this machine's speed, as a small table or JSON.
 
+mod drift;
 mod serve;
 mod upstream;
 
 use std::{io::Write, sync::Arc, time::Instant};
 
 use clap::ValueEnum;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
-use crate::drift::{Detector, Kind, Watch as Directions};
+use crate::drift::{Constants, Kind};
 use crate::learn::ppo;
 use crate::policy::{AdapterGradient, Batch, Decoder};
 use crate::store::{self, Store};
@@ -26,6 +26,15 @@ pub(crate) struct Args {
     /// Rounds; the median is reported.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// With `drift`: puts a promise to the test, with seeds of its own.
+    #[arg(long, value_enum)]
+    study: Option<drift::Study>,
+    /// Runs of each line of a study; unset, as many as its figures in benches/RESULTS.md.
+    #[arg(long)]
+    runs: Option<usize>,
+    /// With `--study delay`: a directory for the streams, to show them to other detectors.
+    #[arg(long)]
+    write: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -34,7 +43,7 @@ enum What {
     Serve,
     /// Forward and backward of a LoRA policy over 4 × 256 tokens.
     Train,
-    /// One reading of each detector.
+    /// One reading of each detector, and a monitor of 100,000 streams.
     Drift,
     /// Durable feedback, one writer and 64.
     Store,
@@ -43,6 +52,9 @@ enum What {
 }
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
+    if let Some(study) = args.study {
+        return show(args.json, &study.run(args.runs, args.write.as_deref())?);
+    }
     let mut rows: Map<String, Value> = Map::new();
     let mut row = |name: &str, mut measured: Vec<f64>| {
         measured.sort_by(f64::total_cmp);
@@ -65,17 +77,17 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
             row("train_lora_tokens_per_second", measured);
         }
         What::Drift => {
-            for kind in [Kind::Bernoulli, Kind::Bounded] {
-                let measured = (0..rounds).map(|_| drift(kind)).collect::<Result<_, _>>()?;
-                row(
-                    if kind == Kind::Bernoulli {
-                        "bernoulli_ns_per_reading"
-                    } else {
-                        "bounded_ns_per_reading"
-                    },
-                    measured,
-                );
+            for (constants, kind, name) in [
+                (Constants::Default, Kind::Bernoulli, "bernoulli_ns_per_reading"),
+                (Constants::Default, Kind::Bounded, "bounded_ns_per_reading"),
+                (Constants::Reference, Kind::Bernoulli, "reference_bernoulli_ns_per_reading"),
+                (Constants::Reference, Kind::Bounded, "reference_bounded_ns_per_reading"),
+            ] {
+                row(name, (0..rounds).map(|_| drift::speed(constants, kind)).collect::<Result<_, _>>()?);
             }
+            let (nanoseconds, kilobytes) = drift::monitor(100_000)?;
+            row("monitor_100000_streams_ns_per_reading", vec![nanoseconds]);
+            row("monitor_100000_streams_kilobytes_each", vec![kilobytes]);
         }
         What::Upstream => {
             let bench = upstream::Bench::start()?;
@@ -105,6 +117,28 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// A study's lines as a table, or as one JSON object a line.
+fn show(json: bool, lines: &[drift::Line]) -> Result<(), Error> {
+    let mut out = jsonl::writer("-")?;
+    let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    for (at, line) in lines.iter().enumerate() {
+        if json {
+            let object: Map<String, Value> =
+                line.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+            writeln!(out, "{}", Value::Object(object))?;
+            continue;
+        }
+        if at == 0 {
+            let names: Vec<&str> = line.iter().map(|(name, _)| *name).collect();
+            writeln!(out, "| {} |\n|{}", names.join(" | "), "---|".repeat(names.len()))?;
+        }
+        let cells: Vec<String> = line.iter().map(|(_, value)| cell(value)).collect();
+        writeln!(out, "| {} |", cells.join(" | "))?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
 fn tokens(count: usize, salt: usize, decoder: &Decoder) -> Vec<u32> {
     let vocabulary = decoder.architecture.vocabulary;
     (0..count).map(|at| ((100 + (at * 7 + salt * 131) % 3000) % vocabulary) as u32).collect()
@@ -125,26 +159,6 @@ fn train(model: &crate::policy::Model, config: &Config) -> Result<f64, Error> {
         decoder.backward(&tape, &dhidden, &mut AdapterGradient::default())?;
     }
     Ok(batch.tokens.len() as f64 / started.elapsed().as_secs_f64())
-}
-
-fn drift(kind: Kind) -> Result<f64, Error> {
-    const READINGS: usize = 500_000;
-    let mut rng = StdRng::seed_from_u64(1);
-    let mut reading = || match kind {
-        Kind::Bernoulli => f64::from(u8::from(rng.random_bool(0.1))),
-        Kind::Bounded => rng.random::<f64>(),
-    };
-    let reference: Vec<f64> = (0..1000).map(|_| reading()).collect();
-    let rest: Vec<f64> = (0..READINGS).map(|_| reading()).collect();
-    let mut detector = Detector::learn(kind, &reference, Directions::Both)?;
-    let started = Instant::now();
-    let mut most = 0f64;
-    for reading in &rest {
-        most = most.max(detector.update(*reading));
-    }
-    let nanoseconds = started.elapsed().as_secs_f64() * 1e9 / READINGS as f64;
-    // The statistic is used, so that the loop is not optimised away.
-    if most.is_nan() { Err("the statistic is not a number".into()) } else { Ok(nanoseconds) }
 }
 
 fn store(writers: usize) -> Result<f64, Error> {

@@ -61,6 +61,29 @@ pub struct Share {
     pub share: f64,
 }
 
+/// What a drift comes from, as far as the readings tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// The model answers otherwise than it did.
+    #[default]
+    Model,
+    /// Other kinds of requests come than did; each is answered as before.
+    Traffic,
+    /// Other people judge, or a few judge otherwise; the rest see no change.
+    Raters,
+}
+
+impl Cause {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Traffic => "traffic",
+            Self::Raters => "raters",
+        }
+    }
+}
+
 /// A drift that was detected.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alarm {
@@ -72,11 +95,13 @@ pub struct Alarm {
     /// The version whose answers drifted.
     pub version: Version,
     pub direction: Direction,
+    #[serde(default)]
+    pub cause: Cause,
     pub baseline: f64,
     pub current: f64,
     pub evidence_log10: f64,
     pub threshold_log10: f64,
-    /// The time of the likeliest change, by two-sample GLR, and its plausible range (not a confidence interval).
+    /// The time of the likeliest change, by two-sample GLR, and a range that holds the change in about 90% of cases.
     pub change_at: Timestamp,
     pub change_from: Timestamp,
     pub change_to: Timestamp,
@@ -105,7 +130,12 @@ impl Alarm {
             (SignalKind::Probes, Down) => ("The model passes", "fewer of the probes than it did"),
             (SignalKind::Probes, Up) => ("The model passes", "more of the probes than it did"),
         };
-        format!("{who} {what} ({whose}): {:.3} where {:.3} was usual", self.current, self.baseline)
+        let cause = match self.cause {
+            Cause::Model => "",
+            Cause::Traffic => ", because other kinds of requests come",
+            Cause::Raters => ", by the word of a few raters",
+        };
+        format!("{who} {what} ({whose}): {:.3} where {:.3} was usual{cause}", self.current, self.baseline)
     }
 }
 

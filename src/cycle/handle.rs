@@ -194,6 +194,9 @@ impl Handle {
         let Some(mut alarm) = store.alarm(id)? else { return Ok(None) };
         alarm.acknowledged = true;
         store.put_alarm(&alarm)?;
+        // What is acknowledged is how things are now: the stream watches on from there.
+        let key = Key { signal: alarm.signal, interaction: alarm.interaction.clone() };
+        self.shared.monitor().relearn(&key);
         Ok(Some(alarm))
     }
 

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::completion::{
-    Completion, CompletionId, Direction, Feedback, InteractionType, Judgement, Prompt, Role, Share, Signal,
-    SignalKind, Timestamp, Version,
+    Cause, Completion, CompletionId, Direction, Feedback, InteractionType, Judgement, Prompt, Role, Share,
+    Signal, SignalKind, Timestamp, Version,
 };
-use crate::drift::{self, Kind, Monitor, Segment};
+use crate::drift::{self, Kin, Kind, Monitor, Moved, Segment};
 use crate::signals::{self, Probed};
 use crate::store::{self, Event, Store};
 
-use super::{Cause, Error, Parts};
+use super::{Error, Parts, Reason};
 
 /// One watched stream; no interaction is the whole traffic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -46,6 +46,8 @@ pub(super) struct Reading {
     pub(super) at: Timestamp,
     /// Who says so: the kind of judgement, `next_turn`, or `answer` for what is read off the answer itself.
     pub(super) source: &'static str,
+    /// Readings of the same circle are not independent.
+    pub(super) circle: Option<Circle>,
 }
 
 impl Reading {
@@ -62,12 +64,104 @@ impl Reading {
     }
 }
 
+/// A conversation, a user or a rater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Circle {
+    name: u64,
+    /// Whether nothing that came before belongs to it.
+    begins: bool,
+}
+
+impl Circle {
+    /// Tags that name a conversation.
+    const TAGS: [&str; 4] = ["conversation_id", "conversation", "session_id", "thread_id"];
+
+    /// That of an answer: the caller's tag, else the user, else the beginning of a conversation of several turns.
+    fn of_completion(completion: &Completion) -> Option<Self> {
+        let known = |name: &str, what: &str| Some(Self { name: digest(&[what, name]), begins: false });
+        if let Some(tag) = Self::TAGS.iter().find_map(|tag| completion.metadata.get(*tag)) {
+            return known(tag, "conversation");
+        }
+        if let Some(user) = &completion.user {
+            return known(user, "user");
+        }
+        let Prompt::Chat(messages) = &completion.prompt else { return None };
+        let first = messages.iter().position(|message| message.role == Role::User)?;
+        let opening: Vec<&str> = messages[..=first].iter().map(|message| message.content.as_str()).collect();
+        let begins = messages.iter().all(|message| message.role != Role::Assistant);
+        Some(Self { name: digest(&opening), begins })
+    }
+
+    fn of_rater(rater: &str) -> Self {
+        Self { name: digest(&["rater", rater]), begins: false }
+    }
+}
+
+/// The same in every process, as it is kept on disk.
+fn digest(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0xff]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What each circle has shown; the newest so many circles of each signal.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(super) struct Circles {
+    /// The oldest first.
+    kept: VecDeque<(SignalKind, u64)>,
+    #[serde(with = "pairs")]
+    kin: BTreeMap<(SignalKind, u64), Kin>,
+}
+
+/// JSON's keys are strings, so the map is kept as a list.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Map = BTreeMap<(super::SignalKind, u64), super::Kin>;
+
+    pub(super) fn serialize<S: Serializer>(map: &Map, to: S) -> Result<S::Ok, S::Error> {
+        map.iter().collect::<Vec<_>>().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Map, D::Error> {
+        Vec::deserialize(from).map(|pairs| pairs.into_iter().collect())
+    }
+}
+
+impl Circles {
+    const KEPT: usize = 4096;
+
+    /// What came before a reading from its circle.
+    pub(super) fn before(&self, reading: &Reading) -> Kin {
+        let circle = reading.circle.filter(|circle| !circle.begins);
+        let key = circle.map(|circle| (reading.signal.kind, circle.name));
+        key.and_then(|key| self.kin.get(&key)).copied().unwrap_or_default()
+    }
+
+    /// Notes by how much a reading deviated.
+    pub(super) fn note(&mut self, reading: &Reading, before: Kin, deviation: f64) {
+        let Some(circle) = reading.circle else { return };
+        let key = (reading.signal.kind, circle.name);
+        if self.kin.insert(key, before.with(deviation)).is_none() {
+            self.kept.push_back(key);
+            if self.kept.len() > Self::KEPT
+                && let Some(oldest) = self.kept.pop_front()
+            {
+                self.kin.remove(&oldest);
+            }
+        }
+    }
+}
+
 /// What the loop keeps on disk between two processes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Memory {
     pub(super) version: Version,
-    pub(super) cause: Option<Cause>,
+    pub(super) cause: Option<Reason>,
     pub(super) monitor: drift::Saved<Key>,
+    #[serde(default)]
+    pub(super) circles: Circles,
 }
 
 /// What the last process remembered, and its place in the journal.
@@ -79,7 +173,15 @@ pub(super) fn restore(parts: &Parts) -> Result<(Memory, u64), Error> {
         }
         None => {
             let monitor = Monitor::new(parts.drift.clone())?.save();
-            Ok((Memory { version: parts.registry.active(), cause: None, monitor }, 0))
+            Ok((
+                Memory {
+                    version: parts.registry.active(),
+                    cause: None,
+                    monitor,
+                    circles: Circles::default(),
+                },
+                0,
+            ))
         }
     }
 }
@@ -102,7 +204,7 @@ pub(super) fn of_probe(probed: Probed, version: Version, at: Timestamp) -> Readi
         completion: CompletionId::default(),
         value,
     };
-    Reading { signal, at, source: "probe" }
+    Reading { signal, at, source: "probe", circle: None }
 }
 
 /// Every reading that the store's journal holds, in the order in which the detectors saw them.
@@ -129,12 +231,13 @@ fn of_completion(completion: &Completion, store: &Store) -> Result<Vec<Reading>,
     ];
     values.extend(completion.kl.map(|kl| (SignalKind::Kl, kl.clamp(0.0, 1.0))));
     let at = completion.at;
-    let read = |(kind, value)| reading(completion, kind, value, (at, "answer"));
+    let told = |source| (at, source, Circle::of_completion(completion));
+    let read = |(kind, value)| reading(completion, kind, value, told("answer"));
     let mut readings: Vec<Reading> = values.into_iter().map(read).collect();
     if let Some(value) = signals::said_of_last(&completion.prompt) {
         let last = judged_by_next_turn(completion, store)?;
         let last = last.as_ref().unwrap_or(completion);
-        readings.push(reading(last, SignalKind::Satisfaction, value, (at, "next_turn")));
+        readings.push(reading(last, SignalKind::Satisfaction, value, told("next_turn")));
     }
     Ok(readings)
 }
@@ -164,7 +267,8 @@ fn of_feedback(feedback: &Feedback, store: &Store) -> Result<Vec<Reading>, store
     for (id, value) in values {
         let Some(id) = id else { continue };
         if let Some(completion) = store.completion(id)? {
-            let told = (feedback.at, feedback.judgement.kind());
+            let circle = feedback.rater.as_deref().map(Circle::of_rater);
+            let told = (feedback.at, feedback.judgement.kind(), circle);
             readings.push(reading(&completion, SignalKind::Satisfaction, value, told));
         }
     }
@@ -175,7 +279,7 @@ fn reading(
     completion: &Completion,
     kind: SignalKind,
     value: f64,
-    (at, source): (Timestamp, &'static str),
+    (at, source, circle): (Timestamp, &'static str, Option<Circle>),
 ) -> Reading {
     let signal = Signal {
         kind,
@@ -184,43 +288,57 @@ fn reading(
         completion: completion.id,
         value,
     };
-    Reading { signal, at, source }
+    Reading { signal, at, source, circle }
 }
 
-/// How much each interaction type accounts for a change of the whole traffic.
-pub(super) fn shares(monitor: &Monitor<Key>, signal: SignalKind, direction: drift::Direction) -> Vec<Share> {
-    let rows = monitor.rows();
-    let segments: Vec<Segment<InteractionType>> = rows
-        .into_iter()
-        .filter(|(key, _)| key.signal == signal)
-        .filter_map(|(key, row)| {
-            let (interaction, baseline, current) = (key.interaction?, row.baseline?, row.current?);
-            let moved = match direction {
-                drift::Direction::Up => current > baseline,
-                drift::Direction::Down => current < baseline,
-            };
-            let current = if moved { current } else { baseline };
-            Some(Segment {
-                segment: interaction,
-                n_before: row.n,
-                mean_before: baseline,
-                n_after: row.n,
-                mean_after: current,
-            })
+/// The types before and after a change of the whole traffic.
+pub(super) fn segments(
+    monitor: &Monitor<Key>,
+    signal: SignalKind,
+    from: Timestamp,
+) -> Vec<Segment<InteractionType>> {
+    let of_types = monitor.streams().filter(|(key, _)| key.signal == signal);
+    of_types
+        .filter_map(|(key, stream)| {
+            let segment = key.interaction.clone()?;
+            let (row, (n_after, mean_after)) = (stream.row(), stream.since(from.0));
+            let (n_before, mean_before) = (row.n.saturating_sub(n_after), row.baseline.unwrap_or(mean_after));
+            Some(Segment { segment, n_before, mean_before, n_after, mean_after })
         })
-        .collect();
-    drift::shares(&segments).into_iter().map(|(interaction, share)| Share { interaction, share }).collect()
+        .collect()
 }
 
-/// The newest readings of each type, for an alarm's examples.
+/// How much each type accounts for the change.
+pub(super) fn shares(segments: &[Segment<InteractionType>]) -> Vec<Share> {
+    drift::shares(segments).into_iter().map(|(interaction, share)| Share { interaction, share }).collect()
+}
+
+/// What is named as the reason of an alarm: the traffic where the types' shares moved the mean more than the types
+/// did, the raters where only a few of them moved, else the model.
+pub(super) fn cause(
+    alarm: &drift::Alarm,
+    segments: &[Segment<InteractionType>],
+    raters: &[Segment<Circle>],
+) -> Cause {
+    let (within, between) = drift::parts(segments);
+    if alarm.moved == Moved::Whole && between.abs() > within.abs() {
+        Cause::Traffic
+    } else if drift::few_moved(raters, alarm.current - alarm.baseline) {
+        Cause::Raters
+    } else {
+        Cause::Model
+    }
+}
+
+/// The newest readings of each type, for an alarm's examples and its raters.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    readings: BTreeMap<Key, VecDeque<(Timestamp, f64, CompletionId)>>,
+    readings: BTreeMap<Key, VecDeque<Reading>>,
 }
 
 impl Recent {
-    const KEPT: usize = 256;
-    const SHOWN: usize = 5;
+    const KEPT: usize = 1024;
+    const SHOWN: usize = 10;
 
     pub(super) fn push(&mut self, reading: &Reading) {
         for key in [Key::of(&reading.signal), Key::whole(&reading.signal)] {
@@ -228,18 +346,43 @@ impl Recent {
             if kept.len() == Self::KEPT {
                 kept.pop_front();
             }
-            kept.push_back((reading.at, reading.signal.value, reading.signal.completion));
+            kept.push_back(reading.clone());
         }
     }
 
-    /// Answers from after `since` that moved the stream most, most first.
+    /// Answers from after `since` that moved the stream most, most first; each once.
     pub(super) fn worst(&self, key: &Key, since: Timestamp, direction: Direction) -> Vec<CompletionId> {
         let kept = self.readings.get(key).into_iter().flatten();
-        let mut after: Vec<_> = kept.filter(|(at, _, _)| *at >= since).collect();
+        let mut after: Vec<_> = kept.filter(|reading| reading.at >= since).collect();
         after.sort_by(|a, b| match direction {
-            Direction::Up => b.1.total_cmp(&a.1),
-            Direction::Down => a.1.total_cmp(&b.1),
+            Direction::Up => b.signal.value.total_cmp(&a.signal.value),
+            Direction::Down => a.signal.value.total_cmp(&b.signal.value),
         });
-        after.iter().take(Self::SHOWN).map(|(_, _, completion)| *completion).collect()
+        let mut shown = Vec::new();
+        for reading in after {
+            if !shown.contains(&reading.signal.completion) && shown.len() < Self::SHOWN {
+                shown.push(reading.signal.completion);
+            }
+        }
+        shown
+    }
+
+    /// The raters of a stream before and after `since`; none for what nobody rated.
+    pub(super) fn raters(&self, key: &Key, since: Timestamp) -> Vec<Segment<Circle>> {
+        let mut raters: BTreeMap<u64, Segment<Circle>> = BTreeMap::new();
+        let rated = |reading: &&Reading| reading.signal.kind == SignalKind::Satisfaction;
+        for reading in self.readings.get(key).into_iter().flatten().filter(rated) {
+            let Some(segment) = reading.circle else { continue };
+            let none = Segment { segment, n_before: 0, mean_before: 0.0, n_after: 0, mean_after: 0.0 };
+            let rater = raters.entry(segment.name).or_insert(none);
+            let (n, mean) = if reading.at >= since {
+                (&mut rater.n_after, &mut rater.mean_after)
+            } else {
+                (&mut rater.n_before, &mut rater.mean_before)
+            };
+            *n += 1;
+            *mean += (reading.signal.value - *mean) / *n as f64;
+        }
+        raters.into_values().collect()
     }
 }

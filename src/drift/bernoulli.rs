@@ -3,11 +3,10 @@
 use std::f64::consts::FRAC_PI_2;
 
 use pulp::{Arch, NullaryFnOnce};
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, MIN_REFERENCE, Watch, bits,
-    lanes::{self, CAP, GRID, KAPPA, LANES, Row},
+    Error, MIN_REFERENCE, Watch,
+    lanes::{self, CAP, KAPPA, LANES, Row},
 };
 
 /// Below this sum the weights are scaled back to 1, and what is smaller still by as much again counts as 0.
@@ -21,8 +20,7 @@ const NEGLIGIBLE: f64 = 1e-150;
 /// posterior of `p_g` given all readings. Kept is `weight_g · R` with an unnormalised posterior `weight_g`: its
 /// update is one addition and one product, needs no `exp`, and neither overflows nor underflows in the long run,
 /// when `R` of an unlikely `p_g` alone would.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Stored", into = "Stored")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Bernoulli {
     reference: u64,
     successes: u64,
@@ -34,17 +32,6 @@ pub struct Bernoulli {
     weight: Row,
     /// `weight · R`, by alternative.
     mixture: Vec<Row>,
-}
-
-/// What cannot be worked out again from the reference.
-#[derive(Serialize, Deserialize)]
-#[serde(rename = "Bernoulli")]
-struct Stored {
-    reference: u64,
-    successes: u64,
-    watch: Watch,
-    weight: Vec<u64>,
-    mixture: Vec<u64>,
 }
 
 impl Bernoulli {
@@ -86,7 +73,7 @@ impl Bernoulli {
             weight: [0.0; LANES],
             mixture,
         };
-        detector.restart();
+        detector.weigh();
         Ok(detector)
     }
 
@@ -117,8 +104,8 @@ impl Bernoulli {
         lanes::sum(&total) / (lanes::sum(&self.weight) * self.mixture.len() as f64)
     }
 
-    /// Forgets what came after the reference.
-    pub fn restart(&mut self) {
+    /// The weights that the reference gives.
+    fn weigh(&mut self) {
         let (ones, zeros) = (self.successes as f64, (self.reference - self.successes) as f64);
         let mut log: Row = [0.0; LANES];
         for (g, log) in log.iter_mut().enumerate() {
@@ -127,7 +114,6 @@ impl Bernoulli {
         let top = lanes::max(&log);
         let live = lanes::live();
         self.weight = std::array::from_fn(|g| (log[g] - top).exp() * live[g]);
-        self.mixture.fill([0.0; LANES]);
     }
 
     #[cold]
@@ -170,35 +156,5 @@ impl NullaryFnOnce for Step<'_> {
             weight[g] *= chance[g];
         }
         Sums { weight: lanes::sum(weight), mixture: lanes::sum(&total) }
-    }
-}
-
-impl From<Bernoulli> for Stored {
-    fn from(detector: Bernoulli) -> Self {
-        Self {
-            reference: detector.reference,
-            successes: detector.successes,
-            watch: detector.watch,
-            weight: bits::rows::pack(&[detector.weight]),
-            mixture: bits::rows::pack(&detector.mixture),
-        }
-    }
-}
-
-impl TryFrom<Stored> for Bernoulli {
-    type Error = Error;
-
-    fn try_from(stored: Stored) -> Result<Self, Error> {
-        const DAMAGED: Error = Error::State("of a detector for bits is damaged");
-        let mut detector = Self::new(stored.reference, stored.successes, stored.watch)?;
-        let mixture = bits::rows::unpack(&stored.mixture, detector.mixture.len());
-        let weight = bits::rows::unpack(&stored.weight, 1);
-        let (Some(mixture), Some([weight])) = (mixture, weight.as_deref()) else { return Err(DAMAGED) };
-        if !weight[..GRID].iter().any(|&w| w > 0.0) {
-            return Err(DAMAGED);
-        }
-        detector.mixture = mixture;
-        detector.weight = *weight;
-        Ok(detector)
     }
 }

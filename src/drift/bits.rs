@@ -11,27 +11,49 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::
     u64::deserialize(from).map(f64::from_bits)
 }
 
-/// Rows of the grid without their padding, one after the other.
-pub(super) mod rows {
-    use crate::drift::lanes::{GRID, LANES, Row};
+/// Arrays of numbers.
+pub(super) mod array {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    pub(in crate::drift) fn pack(rows: &[Row]) -> Vec<u64> {
-        rows.iter().flat_map(|row| row[..GRID].iter().map(|x| x.to_bits())).collect()
+    pub(in crate::drift) fn serialize<S: Serializer, const N: usize>(
+        x: &[f64; N],
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        x.map(f64::to_bits).as_slice().serialize(to)
     }
 
-    /// `None` unless there are exactly `count` rows of finite, non-negative numbers.
-    pub(in crate::drift) fn unpack(packed: &[u64], count: usize) -> Option<Vec<Row>> {
-        let usable = |&bits: &u64| f64::from_bits(bits) >= 0.0;
-        if packed.len() != count * GRID || !packed.iter().all(usable) {
-            return None;
+    pub(in crate::drift) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
+        from: D,
+    ) -> Result<[f64; N], D::Error> {
+        let numbers: Vec<u64> = Vec::deserialize(from)?;
+        let numbers: [u64; N] = numbers.try_into().map_err(|_| D::Error::custom("an array's length"))?;
+        let numbers = numbers.map(f64::from_bits);
+        if numbers.iter().all(|x| x.is_finite()) {
+            Ok(numbers)
+        } else {
+            Err(D::Error::custom("not a number"))
         }
-        let row = |points: &[u64]| {
-            let mut row = [0.0; LANES];
-            for (x, &bits) in row.iter_mut().zip(points) {
-                *x = f64::from_bits(bits);
-            }
-            row
-        };
-        Some(packed.chunks_exact(GRID).map(row).collect())
+    }
+}
+
+/// Square matrices.
+pub(super) mod matrix {
+    use serde::{Deserializer, Serialize, Serializer, de::Error};
+
+    pub(in crate::drift) fn serialize<S: Serializer, const N: usize>(
+        x: &[[f64; N]; N],
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        x.as_flattened().iter().map(|x| x.to_bits()).collect::<Vec<_>>().serialize(to)
+    }
+
+    pub(in crate::drift) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
+        from: D,
+    ) -> Result<[[f64; N]; N], D::Error> {
+        let numbers: Vec<u64> = serde::Deserialize::deserialize(from)?;
+        if numbers.len() != N * N {
+            return Err(D::Error::custom("a matrix's size"));
+        }
+        Ok(std::array::from_fn(|row| std::array::from_fn(|column| f64::from_bits(numbers[row * N + column]))))
     }
 }

@@ -1,10 +1,9 @@
 //! pm-eSR-S: the detector for values in `[0, 1]`.
 
 use pulp::{Arch, NullaryFnOnce};
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, MIN_REFERENCE, Watch, bits,
+    Error, MIN_REFERENCE, Watch,
     lanes::{self, CAP, KAPPA, LANES, Row},
 };
 
@@ -16,8 +15,7 @@ const NEGLIGIBLE: f64 = 1e-280;
 /// As [`Bernoulli`](super::Bernoulli), with the pseudo-posterior `exp(−N (x̄ − p_g)² / 2v_g)` of the mean and the
 /// e-values `1 ± λ (x − p_g)`. Mean and variance of a skewed sample err together, which is why `v_g` follows `p_g`
 /// by the third moment. Kept is `weight_g · R` as there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Stored", into = "Stored")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Bounded {
     reference: u64,
     moments: Moments,
@@ -39,27 +37,11 @@ pub struct Bounded {
 }
 
 /// The reference in three numbers: mean, variance (by `n − 1`) and third central moment (by `n`).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Moments {
-    #[serde(with = "bits")]
     mean: f64,
-    #[serde(with = "bits")]
     variance: f64,
-    #[serde(with = "bits")]
     third: f64,
-}
-
-/// What cannot be worked out again from the reference.
-#[derive(Serialize, Deserialize)]
-#[serde(rename = "Bounded")]
-struct Stored {
-    reference: u64,
-    moments: Moments,
-    watch: Watch,
-    count: u64,
-    #[serde(with = "bits")]
-    sum: f64,
-    mixture: Vec<u64>,
 }
 
 impl Bounded {
@@ -133,14 +115,6 @@ impl Bounded {
         lanes::sum(&total) / lanes::sum(&self.weight) / self.mixture.len() as f64
     }
 
-    /// Forgets what came after the reference.
-    pub fn restart(&mut self) {
-        self.count = self.reference as f64;
-        self.sum = self.moments.mean * self.count;
-        self.mixture.fill([0.0; LANES]);
-        self.weigh();
-    }
-
     /// The weights from `count` and `sum`.
     #[inline(always)]
     fn weigh(&mut self) {
@@ -195,39 +169,5 @@ impl NullaryFnOnce for Step<'_> {
             }
         }
         lanes::sum(&total) / lanes::sum(&detector.weight)
-    }
-}
-
-impl From<Bounded> for Stored {
-    fn from(detector: Bounded) -> Self {
-        Self {
-            reference: detector.reference,
-            moments: detector.moments,
-            watch: detector.watch,
-            count: detector.count as u64,
-            sum: detector.sum,
-            mixture: bits::rows::pack(&detector.mixture),
-        }
-    }
-}
-
-impl TryFrom<Stored> for Bounded {
-    type Error = Error;
-
-    fn try_from(stored: Stored) -> Result<Self, Error> {
-        const DAMAGED: Error = Error::State("of a detector for scores is damaged");
-        let Moments { mean, variance, third } = stored.moments;
-        let sound = (0.0..=1.0).contains(&mean) && (0.0..=1.0).contains(&variance) && third.abs() <= 1.0;
-        let counted = (stored.reference..1 << 53).contains(&stored.count);
-        let summed = (-1e-9..=stored.count as f64 + 1e-9).contains(&stored.sum);
-        if stored.reference < MIN_REFERENCE as u64 || !sound || !counted || !summed {
-            return Err(DAMAGED);
-        }
-        let mut detector = Self::new(stored.reference, stored.moments, stored.watch);
-        detector.mixture = bits::rows::unpack(&stored.mixture, detector.mixture.len()).ok_or(DAMAGED)?;
-        detector.count = stored.count as f64;
-        detector.sum = stored.sum;
-        detector.weigh();
-        Ok(detector)
     }
 }

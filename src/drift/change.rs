@@ -26,10 +26,10 @@ pub struct ChangePoint {
 /// Bits and scores in `[0, 1]` alike: the statistic is divided by the dispersion, the variance within the two
 /// sides over that of bits with the same means, which is 1 for bits. `O(n)`. `None` for fewer than two readings.
 pub fn change_point(data: &[f64]) -> Option<ChangePoint> {
-    locate(Past::default(), data.iter().copied(), data.len(), Watch::Both)
+    locate(Past::default(), data.iter().map(|x| Past::of(*x)), Watch::Both)
 }
 
-/// Readings that came first and are no longer held.
+/// Neighbouring readings in sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Past {
     pub(super) count: u64,
@@ -38,23 +38,31 @@ pub(super) struct Past {
 }
 
 impl Past {
-    pub(super) fn add(&mut self, reading: f64) {
-        self.count += 1;
-        self.sum += reading;
-        self.squares += reading * reading;
+    pub(super) fn of(reading: f64) -> Self {
+        Self { count: 1, sum: reading, squares: reading * reading }
+    }
+
+    pub(super) fn and(self, later: Self) -> Self {
+        Self {
+            count: self.count + later.count,
+            sum: self.sum + later.sum,
+            squares: self.squares + later.squares,
+        }
+    }
+
+    pub(super) fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
     }
 }
 
 /// As [`change_point`], after `past` and only for changes that `watch` looks for; positions count from the first
-/// of the `len` readings in `data`.
+/// of `data`, which are readings or sums of them, and only the beginning of a sum can be one.
 pub(super) fn locate(
     past: Past,
-    data: impl Iterator<Item = f64> + Clone,
-    len: usize,
+    data: impl Iterator<Item = Past> + Clone,
     watch: Watch,
 ) -> Option<ChangePoint> {
-    let mut all = past;
-    data.clone().for_each(|x| all.add(x));
+    let all = data.clone().fold(past, Past::and);
     let n = all.count as f64;
     let none = n * negative_entropy(all.sum / n);
     // The log-likelihood ratio of the split after `left`, none where it is not looked for.
@@ -67,7 +75,7 @@ pub(super) fn locate(
 
     let mut best: Option<(f64, usize, Past)> = None;
     let mut left = past;
-    let mut ratios = Vec::with_capacity(len);
+    let mut ratios = Vec::with_capacity(data.size_hint().0);
     for (index, x) in data.enumerate() {
         let here = ratio(&left);
         ratios.push(here.unwrap_or(f64::NEG_INFINITY));
@@ -76,7 +84,7 @@ pub(super) fn locate(
         {
             best = Some((here, index, left));
         }
-        left.add(x);
+        left = left.and(x);
     }
     let (top, index, left) = best?;
     let dispersion = dispersion(&left, &all);

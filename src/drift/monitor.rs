@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Alarm, Config, Error, Kind, Row, Stream, Watch};
+use super::{Alarm, Config, Error, Expected, Kind, Reading, Row, Setup, Stream, Watch};
 
 /// One stream for each key.
 #[derive(Debug, Clone)]
 pub struct Monitor<K> {
     config: Config,
     streams: BTreeMap<K, Stream>,
+    /// Streams of the whole traffic: each watches two things, and has two parts of the budget.
+    wholes: usize,
 }
 
 /// A monitor as it is kept on disk.
@@ -21,18 +23,27 @@ pub struct Saved<K> {
     streams: Vec<(K, Stream)>,
 }
 
-const VERSION: u32 = 1;
-const DAY_MS: f64 = 86_400_000.0;
+/// What a reading did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Observed {
+    /// Alarms of its own stream and of the whole traffic's.
+    pub segment: Option<Alarm>,
+    pub whole: Option<Alarm>,
+    /// How far it deviates from what was expected of its stream at this hour.
+    pub deviation: f64,
+}
+
+const VERSION: u32 = 2;
 
 impl<K: Ord + Clone> Monitor<K> {
     /// # Errors
     /// A field of the configuration cannot work.
     pub fn new(config: Config) -> Result<Self, Error> {
         config.check()?;
-        Ok(Self { config, streams: BTreeMap::new() })
+        Ok(Self { config, streams: BTreeMap::new(), wholes: 0 })
     }
 
-    /// The monitor as it was saved. Streams keep the reference length and the threshold that they began with.
+    /// The monitor as it was saved. Streams keep the reference length that they began with.
     ///
     /// # Errors
     /// The state is of another version, or the configuration cannot work.
@@ -41,7 +52,9 @@ impl<K: Ord + Clone> Monitor<K> {
         if saved.version != VERSION {
             return Err(Error::State("is of a version that this program does not know"));
         }
-        Ok(Self { config, streams: saved.streams.into_iter().collect() })
+        let streams: BTreeMap<K, Stream> = saved.streams.into_iter().collect();
+        let wholes = streams.values().filter(|stream| stream.is_whole()).count();
+        Ok(Self { config, streams, wholes })
     }
 
     pub fn save(&self) -> Saved<K> {
@@ -49,26 +62,81 @@ impl<K: Ord + Clone> Monitor<K> {
         Saved { version: VERSION, streams }
     }
 
-    /// Shows a reading to its stream; a new key begins a new stream of `kind`. `tag` is a time in milliseconds: the
-    /// stream's rate, and with it its threshold, is measured while it learns its reference.
+    /// Shows a reading to the stream of its segment and to that of the whole traffic; new keys begin new streams of
+    /// `kind`. The segment's forecast is what the whole's reading is held against, so that the whole does not move
+    /// when only the segments' shares do.
     ///
     /// # Errors
-    /// It is no reading of the kind, or there are too many streams.
-    pub fn observe(&mut self, key: &K, kind: Kind, reading: f64, tag: u64) -> Result<Option<Alarm>, Error> {
-        kind.check(reading)?;
+    /// It is no reading of the kind, or there are too many streams: then the whole has still taken it.
+    pub fn observe(
+        &mut self,
+        segment: &K,
+        whole: &K,
+        kind: Kind,
+        reading: Reading,
+    ) -> Result<Observed, Error> {
+        kind.check(reading.value)?;
+        let expected = self.streams.get(segment).and_then(|stream| stream.expect(reading.at, reading.kin));
+        let whole = self.show_whole(whole, kind, reading, expected.as_ref())?;
+        let segment = self.show(segment, kind, reading)?;
+        let deviation = reading.value - expected.map_or(reading.value, |expected| expected.base);
+        Ok(Observed { segment, whole, deviation })
+    }
+
+    /// Shows a reading to one stream.
+    ///
+    /// # Errors
+    /// As [`Monitor::observe`].
+    pub fn show(&mut self, key: &K, kind: Kind, reading: Reading) -> Result<Option<Alarm>, Error> {
+        kind.check(reading.value)?;
+        self.begin(key, kind)?;
+        let (parts, config) = (self.streams.len() + self.wholes, &self.config);
+        let Some(stream) = self.streams.get_mut(key) else { return Ok(None) };
+        stream.observe(reading, |measured| config.threshold(measured, parts))
+    }
+
+    fn show_whole(
+        &mut self,
+        key: &K,
+        kind: Kind,
+        reading: Reading,
+        expected: Option<&Expected>,
+    ) -> Result<Option<Alarm>, Error> {
+        self.begin(key, kind)?;
+        let (parts, config) = (self.streams.len() + self.wholes, &self.config);
+        let Some(stream) = self.streams.get_mut(key) else { return Ok(None) };
+        self.wholes += usize::from(!stream.is_whole());
+        stream.observe_whole(reading, expected, |measured| config.threshold(measured, parts))
+    }
+
+    fn begin(&mut self, key: &K, kind: Kind) -> Result<(), Error> {
         if !self.streams.contains_key(key) {
             if self.streams.len() >= self.config.max_streams {
                 return Err(Error::TooManyStreams(self.streams.len()));
             }
-            self.streams.insert(key.clone(), Stream::new(kind, Watch::Both, self.config.reference));
+            let Config { reference, seasonal, .. } = self.config;
+            self.streams
+                .insert(key.clone(), Stream::new(Setup { kind, watch: Watch::Both, reference, seasonal }));
         }
-        let count = self.streams.len();
-        let Some(stream) = self.streams.get_mut(key) else { return Ok(None) };
-        let config = &self.config;
-        stream.observe(reading, tag, |span_ms| {
-            let measured = config.reference as f64 / (span_ms.max(1) as f64 / DAY_MS);
-            config.threshold(config.events_per_day.unwrap_or(measured), count)
-        })
+        Ok(())
+    }
+
+    /// The stream of a key.
+    pub fn stream(&self, key: &K) -> Option<&Stream> {
+        self.streams.get(key)
+    }
+
+    /// Streams with their keys.
+    pub fn streams(&self) -> impl Iterator<Item = (&K, &Stream)> {
+        self.streams.iter()
+    }
+
+    /// Lets a stream in alarm begin a new reference at the change that it found.
+    pub fn relearn(&mut self, key: &K) {
+        if let Some(stream) = self.streams.get_mut(key).filter(|stream| stream.state() == super::State::Alarm)
+        {
+            stream.relearn();
+        }
     }
 
     /// Every stream as it stands, in the keys' order.
@@ -91,5 +159,6 @@ impl<K: Ord + Clone> Monitor<K> {
     /// Forgets all streams.
     pub fn clear(&mut self) {
         self.streams.clear();
+        self.wholes = 0;
     }
 }

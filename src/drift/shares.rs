@@ -37,6 +37,36 @@ pub fn shares<S: Clone>(segments: &[Segment<S>]) -> Vec<(S, f64)> {
     segments.iter().zip(parts).map(|(s, part)| (s.segment.clone(), share(part))).collect()
 }
 
+/// The change of the whole mean in two parts: what the segments' own means moved, and what their shares did.
+pub fn parts<S>(segments: &[Segment<S>]) -> (f64, f64) {
+    let total = |n: fn(&Segment<S>) -> u64| (segments.iter().map(n).sum::<u64>() as f64).max(1.0);
+    let (before, after) = (total(|s| s.n_before), total(|s| s.n_after));
+    let mut parts = (0.0, 0.0);
+    for s in segments {
+        let (was, is) = (s.n_before as f64 / before, s.n_after as f64 / after);
+        // A segment that is only on one side can have moved nothing but the shares.
+        let mean_before = if s.n_before > 0 { s.mean_before } else { s.mean_after };
+        let mean_after = if s.n_after > 0 { s.mean_after } else { mean_before };
+        parts.0 += is * (mean_after - mean_before);
+        parts.1 += (is - was) * mean_before;
+    }
+    parts
+}
+
+/// Whether only some of the segments moved: without the one that moved most, what the others show is less than a
+/// third of the change. `false` where fewer than three segments, or fewer than 20 readings, are on both sides.
+pub fn few_moved<S>(segments: &[Segment<S>], change: f64) -> bool {
+    const SEEN: u64 = 5;
+    let seen = segments.iter().filter(|s| s.n_before >= SEEN && s.n_after >= SEEN);
+    let mut moved: Vec<(f64, f64)> = seen
+        .map(|s| (s.n_after as f64 * (s.mean_after - s.mean_before) * change.signum(), s.n_after as f64))
+        .collect();
+    moved.sort_by(|a, b| a.0.total_cmp(&b.0));
+    moved.pop();
+    let (shift, n) = moved.iter().fold((0.0, 0.0), |(shift, n), one| (shift + one.0, n + one.1));
+    moved.len() >= 2 && n >= 20.0 && shift / n < change.abs() / 3.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +108,27 @@ mod tests {
         check(&[(0, 0.0, 10, 0.9), (10, 0.1, 30, 0.1)], &[0.25, 0.75]);
         check(&[(0, 0.0, 0, 0.0), (0, 0.0, 0, 0.0)], &[0.5, 0.5]);
         check(&[], &[]);
+    }
+
+    fn segment(n_before: u64, mean_before: f64, n_after: u64, mean_after: f64) -> Segment<()> {
+        Segment { segment: (), n_before, mean_before, n_after, mean_after }
+    }
+
+    #[test]
+    fn a_change_has_two_parts() {
+        let (within, between) = parts(&[segment(100, 0.1, 300, 0.1), segment(300, 0.5, 100, 0.5)]);
+        assert!(within.abs() < 1e-12 && (between + 0.2).abs() < 1e-12);
+        let (within, between) =
+            parts(&[segment(100, 0.1, 100, 0.3), segment(300, 0.5, 300, 0.5), segment(0, 0.0, 0, 0.0)]);
+        assert!((within - 0.05).abs() < 1e-12 && between.abs() < 1e-12);
+    }
+
+    #[test]
+    fn one_rater_among_many_is_told_from_all() {
+        let same = segment(50, 0.2, 20, 0.2);
+        let moved = segment(50, 0.2, 20, 0.8);
+        assert!(few_moved(&[same, same, moved, same], 0.3));
+        assert!(!few_moved(&[moved, moved, moved, same], 0.4));
+        assert!(!few_moved(&[same, moved], 0.3), "two raters do not tell");
     }
 }

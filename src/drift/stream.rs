@@ -1,46 +1,89 @@
 //! One watched stream: it learns a reference, watches, and alarms once.
 
-use std::collections::VecDeque;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Detector, Direction, Error, Kind, State, Watch, bits,
-    change::{ChangePoint, Past, locate},
+    Direction, Error, Kind, State, Watch,
+    baseline::{Baseline, Expected, Kin},
+    bits,
+    change::{ChangePoint, locate},
+    evidence_log10,
+    history::History,
+    predictive::Bets,
 };
-
-/// Readings that are held for the change point and the current mean.
-const HELD: usize = 4096;
 
 /// An alarm needs a change that the readings show, by this likelihood-ratio statistic (nats): where all readings
 /// are the same, `M` grows by 1 with each of them, and evidence would be nothing but time.
 const MIN_CHANGE: f64 = 1.0;
 
-/// A stream of readings, each with a tag of the caller's, such as its time.
+const DAY_MS: f64 = 86_400_000.0;
+
+/// How streams are set up.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Setup {
+    pub kind: Kind,
+    pub watch: Watch,
+    /// Readings that make the reference.
+    pub reference: usize,
+    /// Whether the course of the day is learned.
+    pub seasonal: bool,
+}
+
+/// One reading of a stream.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reading {
+    pub value: f64,
+    /// Milliseconds since the epoch.
+    pub at: u64,
+    /// What the same conversation, user or rater has shown before.
+    pub kin: Kin,
+}
+
+/// A stream of readings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stream {
-    kind: Kind,
-    watch: Watch,
-    /// Readings that make the reference.
-    reference: usize,
-    /// Evidence `M` at which it alarms; set when the reference is full.
+    setup: Setup,
+    baseline: Baseline,
+    /// Mean over the reference, once it is full.
+    #[serde(with = "bits")]
+    reference: f64,
+    bets: Option<Bets>,
+    /// Evidence `M` at which it alarms.
     #[serde(with = "bits")]
     threshold: f64,
-    #[serde(with = "bits")]
-    baseline: f64,
-    detector: Option<Detector>,
     alarmed: bool,
+    /// Readings in all, and those of this reference and after it, since `first`.
     n: u64,
-    /// The newest readings with their tags, and what came before them.
-    held: VecDeque<(u64, u64)>,
-    past: (u64, u64, u64),
-    first_tag: u64,
+    seen: u64,
+    first: u64,
+    /// Time of the change that an alarm found.
+    changed: Option<u64>,
+    /// Readings less what their hour made of them, and, where they were forecast by their segment, less that.
+    history: History,
+    mixed: Option<Box<Mixed>>,
+}
+
+/// What a stream of several segments shows without regard to them: it also moves when only their shares do.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct Mixed {
+    bets: Option<Bets>,
+    history: History,
+}
+
+/// What may have changed, as far as the stream knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// The readings, given their segments.
+    Readings,
+    /// Only the whole: its segments' shares, or too little in each to tell.
+    Whole,
 }
 
 /// A change that was detected.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alarm {
     pub direction: Direction,
+    pub moved: Moved,
     pub change: Change,
     pub baseline: f64,
     /// Mean of the readings since the change.
@@ -49,7 +92,7 @@ pub struct Alarm {
     pub threshold_log10: f64,
 }
 
-/// Where a stream changed, in tags.
+/// When a stream changed, in milliseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     pub at: u64,
@@ -71,124 +114,196 @@ pub struct Row {
 }
 
 impl Stream {
-    /// An empty stream whose first `reference` readings make its baseline.
-    pub fn new(kind: Kind, watch: Watch, reference: usize) -> Self {
+    /// An empty stream whose first readings make its baseline.
+    pub fn new(setup: Setup) -> Self {
         Self {
-            kind,
-            watch,
-            reference,
+            setup,
+            baseline: Baseline::new(setup.kind, setup.seasonal),
+            reference: 0.0,
+            bets: None,
             threshold: 1.0,
-            baseline: 0.0,
-            detector: None,
             alarmed: false,
             n: 0,
-            held: VecDeque::new(),
-            past: (0, 0, 0),
-            first_tag: 0,
+            seen: 0,
+            first: 0,
+            changed: None,
+            history: History::default(),
+            mixed: None,
         }
     }
 
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.setup.kind
     }
 
     pub fn state(&self) -> State {
-        match (&self.detector, self.alarmed) {
+        match (&self.bets, self.alarmed) {
             (None, _) => State::Learning,
             (Some(_), false) => State::Steady,
             (Some(_), true) => State::Alarm,
         }
     }
 
-    /// Takes a reading. `threshold` is asked once, when the reference is full, with the tags' span of the reference.
+    /// Whether it is a stream of several segments.
+    pub(super) fn is_whole(&self) -> bool {
+        self.mixed.is_some()
+    }
+
+    /// The forecast of a reading, once there are enough to forecast from.
+    pub fn expect(&self, at: u64, kin: Kin) -> Option<Expected> {
+        (self.baseline.count() >= super::MIN_REFERENCE as f64).then(|| self.baseline.expect(at, kin))
+    }
+
+    /// Takes a reading. `threshold` is asked for the threshold at the readings a day that the stream gets.
     ///
     /// # Errors
     /// It is no reading of this stream's kind; nothing has changed then.
     pub fn observe(
         &mut self,
-        reading: f64,
-        tag: u64,
-        threshold: impl FnOnce(u64) -> f64,
+        reading: Reading,
+        threshold: impl FnOnce(f64) -> f64,
     ) -> Result<Option<Alarm>, Error> {
-        self.kind.check(reading)?;
-        if self.n == 0 {
-            self.first_tag = tag;
+        self.setup.kind.check(reading.value)?;
+        let expected = self.baseline.expect(reading.at, reading.kin);
+        let adjusted = reading.value - (expected.base - self.baseline.mean());
+        self.history.push(adjusted, reading.at);
+        if let Some(bets) = &mut self.bets {
+            bets.update(self.setup.kind, reading.value, &expected);
+        }
+        self.baseline.learn(reading.value, &expected);
+        Ok(self.judge(reading, threshold))
+    }
+
+    /// Takes a reading of the whole traffic. `by_segment` is its forecast by its own segment's stream; without one
+    /// it is no evidence of a change within segments.
+    ///
+    /// # Errors
+    /// As [`Stream::observe`].
+    pub fn observe_whole(
+        &mut self,
+        reading: Reading,
+        by_segment: Option<&Expected>,
+        threshold: impl FnOnce(f64) -> f64,
+    ) -> Result<Option<Alarm>, Error> {
+        self.setup.kind.check(reading.value)?;
+        let kind = self.setup.kind;
+        let own = self.baseline.expect(reading.at, reading.kin);
+        let mixed = self.mixed.get_or_insert_default();
+        mixed.history.push(reading.value - (own.base - self.baseline.mean()), reading.at);
+        if let Some(bets) = &mut mixed.bets {
+            bets.update(kind, reading.value, &own);
+        }
+        if let Some(expected) = by_segment {
+            let level = if self.bets.is_some() { self.reference } else { self.baseline.mean() };
+            self.history.push(level + reading.value - expected.base, reading.at);
+            if let Some(bets) = &mut self.bets {
+                bets.update(kind, reading.value, expected);
+            }
+        }
+        self.baseline.learn(reading.value, &own);
+        Ok(self.judge(reading, threshold))
+    }
+
+    /// Ends the reference when it is full, and looks whether the evidence is enough.
+    fn judge(&mut self, reading: Reading, threshold: impl FnOnce(f64) -> f64) -> Option<Alarm> {
+        if self.seen == 0 {
+            self.first = reading.at;
         }
         self.n += 1;
-        self.hold(reading, tag);
-        let Some(detector) = &mut self.detector else {
-            if self.held.len() >= self.reference {
-                let readings: Vec<f64> = self.held.iter().map(|(x, _)| f64::from_bits(*x)).collect();
-                self.detector = Some(Detector::learn(self.kind, &readings, self.watch)?);
-                self.baseline = readings.iter().sum::<f64>() / readings.len() as f64;
-                self.threshold = threshold(tag.saturating_sub(self.first_tag));
+        self.seen += 1;
+        let days = reading.at.saturating_sub(self.first).max(1) as f64 / DAY_MS;
+        if self.bets.is_none() {
+            self.reference += (reading.value - self.reference) / self.seen as f64;
+            if self.seen >= self.setup.reference as u64 {
+                let Setup { kind, watch, .. } = self.setup;
+                let bets = Bets::new(kind, self.baseline.mean(), self.baseline.spread(), watch);
+                if let Some(mixed) = &mut self.mixed {
+                    mixed.bets = Some(bets.clone());
+                }
+                self.bets = Some(bets);
+                self.threshold = threshold(self.seen as f64 / days);
             }
-            return Ok(None);
-        };
-        let statistic = detector.update(reading);
-        if self.alarmed || statistic < self.threshold {
-            return Ok(None);
+            return None;
+        }
+        self.threshold = threshold(self.seen as f64 / days);
+        if self.alarmed || self.statistic() < self.threshold {
+            return None;
         }
         let alarm = self.alarm();
         self.alarmed = alarm.is_some();
-        if let (None, Some(detector)) = (&alarm, &mut self.detector) {
-            detector.restart();
+        self.changed = alarm.as_ref().map(|alarm| alarm.change.at);
+        if alarm.is_none() {
+            self.bets.iter_mut().for_each(Bets::restart);
+            self.mixed.iter_mut().filter_map(|mixed| mixed.bets.as_mut()).for_each(Bets::restart);
         }
-        Ok(alarm)
+        alarm
     }
 
-    fn hold(&mut self, reading: f64, tag: u64) {
-        if self.held.len() == HELD.max(self.reference)
-            && let Some((oldest, _)) = self.held.pop_front()
-        {
-            let mut past = self.past();
-            past.add(f64::from_bits(oldest));
-            self.past = (past.count, past.sum.to_bits(), past.squares.to_bits());
-        }
-        self.held.push_back((reading.to_bits(), tag));
+    fn within(&self) -> f64 {
+        self.bets.as_ref().map_or(0.0, Bets::statistic)
     }
 
-    fn past(&self) -> Past {
-        let (count, sum, squares) = self.past;
-        Past { count, sum: f64::from_bits(sum), squares: f64::from_bits(squares) }
+    fn statistic(&self) -> f64 {
+        let whole = self.mixed.as_ref().and_then(|mixed| mixed.bets.as_ref());
+        self.within().max(whole.map_or(0.0, Bets::statistic))
     }
 
     fn alarm(&self) -> Option<Alarm> {
-        let readings = self.held.iter().map(|(x, _)| f64::from_bits(*x));
-        let ChangePoint { index, from, to, after, .. } =
-            locate(self.past(), readings, self.held.len(), self.watch)
+        let (moved, history) = match &self.mixed {
+            Some(mixed) if self.within() < self.threshold => (Moved::Whole, &mixed.history),
+            _ => (Moved::Readings, &self.history),
+        };
+        let sums = history.sums();
+        let ChangePoint { index, from, to, before, after, .. } =
+            locate(history.past(), sums.clone().map(|(_, sum)| sum), self.setup.watch)
                 .filter(|change| change.statistic >= MIN_CHANGE)?;
-        let tag = |at: usize| self.held.get(at).map_or(0, |(_, tag)| *tag);
+        let samples = sums.clone().skip(index).map(|(_, sum)| sum.count).sum();
+        // Of bits, at least one must have been another: less is only the forecast's own movement.
+        if self.setup.kind == Kind::Bernoulli && (after - before).abs() * (samples as f64) < 1.0 {
+            return None;
+        }
+        let at = |index: usize| sums.clone().nth(index).map_or(0, |(at, _)| at);
         let row = self.row();
         Some(Alarm {
-            direction: if after < self.baseline { Direction::Down } else { Direction::Up },
-            change: Change {
-                at: tag(index),
-                from: tag(from),
-                to: tag(to),
-                samples: (self.held.len() - index) as u64,
-            },
-            baseline: self.baseline,
-            current: after,
+            direction: if after < self.reference { Direction::Down } else { Direction::Up },
+            moved,
+            change: Change { at: at(index), from: at(from), to: at(to), samples },
+            baseline: self.reference,
+            current: after.clamp(0.0, 1.0),
             evidence_log10: row.evidence_log10,
             threshold_log10: row.threshold_log10,
         })
     }
 
-    /// Forgets everything and learns a new reference.
+    /// Forgets everything but the course of the day, and learns a new reference.
     pub fn reset(&mut self) {
-        *self = Self::new(self.kind, self.watch, self.reference);
+        let baseline = self.baseline.anew(super::change::Past::default());
+        let mixed = self.mixed.take().map(|_| Box::default());
+        *self = Self { baseline, mixed, ..Self::new(self.setup) };
+    }
+
+    /// After an alarm: a new reference that begins at the change that was found.
+    pub fn relearn(&mut self) {
+        let since = self.changed.map_or_else(Default::default, |from| self.history.since(from));
+        let (first, n) = (self.changed.unwrap_or(0), self.n);
+        self.reset();
+        self.baseline = self.baseline.anew(since);
+        (self.n, self.seen, self.first, self.reference) = (n, since.count, first, since.mean());
+    }
+
+    /// Readings at `from` or later, and their mean.
+    pub fn since(&self, from: u64) -> (u64, f64) {
+        let since = self.mixed.as_ref().map_or(&self.history, |mixed| &mixed.history).since(from);
+        (since.count, since.mean())
     }
 
     pub fn row(&self) -> Row {
-        let newest = (self.reference / 2).max(20);
-        let readings = self.held.iter().rev().take(newest).map(|(x, _)| f64::from_bits(*x));
-        let count = self.held.len().min(newest);
-        let learned = self.detector.is_some();
+        let newest = self.history.newest((self.setup.reference as u64 / 2).max(20));
+        let learned = self.bets.is_some();
         Row {
-            baseline: learned.then_some(self.baseline),
-            current: (count > 0).then(|| readings.sum::<f64>() / count as f64),
-            evidence_log10: self.detector.as_ref().map_or(0.0, Detector::evidence_log10),
+            baseline: learned.then_some(self.reference),
+            current: (newest.count > 0).then(|| newest.mean().clamp(0.0, 1.0)),
+            evidence_log10: evidence_log10(self.statistic()),
             threshold_log10: if learned { self.threshold.log10() } else { 0.0 },
             state: self.state(),
             n: self.n,

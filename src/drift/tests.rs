@@ -60,7 +60,7 @@ fn stream(kind: Kind, seed: u64, before: f64, after: f64) -> Vec<f64> {
 }
 
 fn first_alarm(kind: Kind, data: &[f64], watch: Watch) -> Option<(usize, f64)> {
-    let mut detector = Detector::learn(kind, &data[..300], watch).unwrap();
+    let mut detector = Detector::learn(Constants::Reference, kind, &data[..300], watch).unwrap();
     let alarm = data[300..].iter().position(|&x| detector.update(x) >= 1e3)?;
     Some((alarm + 300, detector.evidence_log10()))
 }
@@ -107,20 +107,51 @@ fn alarms_where_the_independent_implementation_does() {
     );
 }
 
+fn setup(kind: Kind, reference: usize) -> Setup {
+    Setup { kind, watch: Watch::Both, reference, seasonal: true }
+}
+
+fn at(value: f64, at: u64) -> Reading {
+    Reading { value, at, kin: Kin::default() }
+}
+
+/// The statistic written down once more, without the state that the detector keeps.
+#[test]
+fn the_default_detector_bets_against_the_mean_of_what_came_before() {
+    let data = stream(Kind::Bernoulli, 1, 0.1, 0.3);
+    let mut detector = Detector::learn(Constants::Default, Kind::Bernoulli, &data[..300], Watch::Up).unwrap();
+    let sizes = [0.05, 0.08, 0.125, 0.2, 0.32, 0.5, 0.8, 1.28];
+    let parts = [1.0, 2.0, 5.0, 5.0, 6.0, 8.0, 4.0, 1.0].map(|part: f64| part / 32.0);
+    let mut bets = [0.0; 8];
+    for now in 300..720 {
+        let ones: f64 = data[..now].iter().sum();
+        let mean = (ones + 0.5) / (now as f64 + 1.0);
+        for ((bet, size), part) in bets.iter_mut().zip(sizes).zip(parts) {
+            let stake = (size / (mean * (1.0 - mean)).sqrt()).min(0.95 / mean);
+            *bet = (*bet + part) * (1.0 + stake * (data[now] - mean));
+        }
+        let statistic = detector.update(data[now]);
+        let expected = bets.iter().sum::<f64>() / 0.93;
+        assert!((statistic / expected - 1.0).abs() < 1e-9, "{statistic}, not {expected} at {now}");
+    }
+}
+
 #[test]
 fn a_stream_restored_anywhere_alarms_as_one_not_interrupted() {
     for (kind, before, after) in [(Kind::Bernoulli, 0.1, 0.3), (Kind::Bounded, 0.3, 0.42)] {
         let data = stream(kind, 2, before, after);
-        let mut whole = Stream::new(kind, Watch::Both, 300);
+        let mut whole = Stream::new(setup(kind, 300));
         let mut broken = whole.clone();
         let mut alarms = 0;
         for (tag, &x) in (0..).zip(&data) {
+            let kin = Kin { readings: (tag % 3) as f64, deviation: 0.1 };
+            let reading = Reading { value: x, at: tag * 60_000, kin };
             if tag % 37 == 0 {
                 broken = serde_json::from_str(&serde_json::to_string(&broken).unwrap()).unwrap();
                 assert_eq!(broken, whole, "before reading {tag}");
             }
-            let alarm = whole.observe(x, tag, |_| 1e3).unwrap();
-            assert_eq!(broken.observe(x, tag, |_| 1e3).unwrap(), alarm);
+            let alarm = whole.observe(reading, |_| 1e3).unwrap();
+            assert_eq!(broken.observe(reading, |_| 1e3).unwrap(), alarm);
             alarms += usize::from(alarm.is_some());
         }
         assert_eq!(alarms, 1, "a stream in alarm stays there");
@@ -136,10 +167,10 @@ fn the_alarm_says_which_way_and_since_when() {
         (Kind::Bounded, 0.3, 0.42, Direction::Up),
         (Kind::Bounded, 0.6, 0.48, Direction::Down),
     ] {
-        let mut stream_ = Stream::new(kind, Watch::Both, 300);
+        let mut watched = Stream::new(setup(kind, 300));
         let alarm = (0..)
             .zip(stream(kind, 1, before, after))
-            .find_map(|(i, x)| stream_.observe(x, 1000 * i, |_| 1e3).unwrap())
+            .find_map(|(i, x)| watched.observe(at(x, 1000 * i), |_| 1e3).unwrap())
             .unwrap();
         assert_eq!(alarm.direction, direction);
         assert!(alarm.change.from <= 700_000 && 700_000 <= alarm.change.to, "{alarm:?}");
@@ -156,13 +187,13 @@ fn readings_that_never_move_never_alarm() {
         (Kind::Bounded, 0.5),
         (Kind::Bounded, 1.0),
     ] {
-        let mut stream = Stream::new(kind, Watch::Both, 100);
+        let mut stream = Stream::new(setup(kind, 100));
         for tag in 0..5000 {
-            assert_eq!(stream.observe(value, tag, |_| 200.0).unwrap(), None, "{kind:?} {value} at {tag}");
+            assert_eq!(stream.observe(at(value, tag), |_| 200.0).unwrap(), None, "{kind:?} {value} at {tag}");
         }
         let other = if value > 0.5 { 0.0 } else { 1.0 };
         assert!(
-            (5000..5050).any(|tag| stream.observe(other, tag, |_| 200.0).unwrap().is_some()),
+            (5000..5050).any(|tag| stream.observe(at(other, tag), |_| 200.0).unwrap().is_some()),
             "{kind:?} {value}"
         );
     }
@@ -173,8 +204,8 @@ fn what_is_no_reading_is_refused_and_changes_nothing() {
     for (kind, bad) in
         [(Kind::Bernoulli, 0.5), (Kind::Bernoulli, f64::NAN), (Kind::Bounded, 1.1), (Kind::Bounded, f64::NAN)]
     {
-        let mut stream = Stream::new(kind, Watch::Both, 30);
-        assert!(stream.observe(bad, 0, |_| 1e3).is_err());
+        let mut stream = Stream::new(setup(kind, 30));
+        assert!(stream.observe(at(bad, 0), |_| 1e3).is_err());
         assert_eq!(stream.row().n, 0);
     }
     assert_eq!(Bernoulli::new(29, 3, Watch::Both), Err(Error::ShortReference(29)));
@@ -189,7 +220,8 @@ fn false_alarms_keep_to_the_budget() {
     let runs: Vec<f64> = (0..RUNS)
         .map(|_| {
             let reference: Vec<f64> = (0..300).map(|_| random.reading(Kind::Bernoulli, 0.1)).collect();
-            let mut detector = Detector::learn(Kind::Bernoulli, &reference, Watch::Both).unwrap();
+            let mut detector =
+                Detector::learn(Constants::Default, Kind::Bernoulli, &reference, Watch::Both).unwrap();
             let alarm = (1..CAP).find(|_| detector.update(random.reading(Kind::Bernoulli, 0.1)) >= 200.0);
             f64::from(alarm.unwrap_or(CAP))
         })
@@ -207,11 +239,15 @@ fn a_monitor_shares_one_budget_and_refuses_further_keys() {
     for minute in 0..40 {
         for key in ["chat", "code"] {
             monitor
-                .observe(&key.to_owned(), Kind::Bernoulli, f64::from(minute % 4 == 0), 60_000 * minute as u64)
+                .show(
+                    &key.to_owned(),
+                    Kind::Bernoulli,
+                    at(f64::from(minute % 4 == 0), 60_000 * minute as u64),
+                )
                 .unwrap();
         }
     }
-    let third = monitor.observe(&"maths".to_owned(), Kind::Bernoulli, 0.0, 0);
+    let third = monitor.show(&"maths".to_owned(), Kind::Bernoulli, at(0.0, 0));
     assert_eq!(third, Err(Error::TooManyStreams(2)));
     for (_, row) in monitor.rows() {
         let expected = threshold(30.0, 1440.0, 2).log10();
@@ -220,8 +256,44 @@ fn a_monitor_shares_one_budget_and_refuses_further_keys() {
     let saved = serde_json::to_string(&monitor.save()).unwrap();
     let restored: Monitor<String> = Monitor::restore(config, serde_json::from_str(&saved).unwrap()).unwrap();
     assert_eq!(restored.rows(), monitor.rows());
-    let other = saved.replacen("\"version\":1", "\"version\":9", 1);
+    let other = saved.replacen("\"version\":2", "\"version\":9", 1);
     assert!(Monitor::<String>::restore(Config::default(), serde_json::from_str(&other).unwrap()).is_err());
+}
+
+/// Two types with rates .1 and .5 change places in the traffic: the whole's mean moves, no type's does.
+#[test]
+fn a_change_of_shares_alone_is_told_from_a_change_within() {
+    let mut random = Lcg(3);
+    let mut monitor = Monitor::new(Config { reference: 200, ..Config::default() }).unwrap();
+    let mut alarms = Vec::new();
+    for minute in 0..4000 {
+        let common = if minute < 2000 { 0.9 } else { 0.3 };
+        let (key, rate) = if random.uniform() < common { ("a", 0.1) } else { ("b", 0.5) };
+        let value = f64::from(u8::from(random.uniform() < rate));
+        let seen = monitor.observe(&key, &"all", Kind::Bernoulli, at(value, 60_000 * minute)).unwrap();
+        assert_eq!(seen.segment, None, "at {minute}");
+        alarms.extend(seen.whole);
+    }
+    assert_eq!(alarms.len(), 1);
+    let change = alarms[0].change;
+    assert_eq!((alarms[0].moved, alarms[0].direction), (Moved::Whole, Direction::Up));
+    assert!((change.from..=change.to).contains(&(60_000 * 2000)), "{change:?}");
+}
+
+#[test]
+fn after_an_alarm_the_reference_begins_at_the_change() {
+    let mut stream_ = Stream::new(setup(Kind::Bernoulli, 300));
+    let data = stream(Kind::Bernoulli, 1, 0.1, 0.3);
+    let mut readings = (0..).zip(data).map(|(i, x)| at(x, 1000 * i));
+    readings.find(|reading| stream_.observe(*reading, |_| 1e3).unwrap().is_some()).unwrap();
+    let n = stream_.row().n;
+    stream_.relearn();
+    assert_eq!((stream_.state(), stream_.row().n), (State::Learning, n));
+    let again: Vec<_> = readings.filter_map(|reading| stream_.observe(reading, |_| 1e3).unwrap()).collect();
+    assert_eq!(again, []);
+    assert_eq!(stream_.state(), State::Steady);
+    let baseline = stream_.row().baseline.unwrap();
+    assert!((baseline - 0.3).abs() < 0.06, "{baseline}");
 }
 
 /// The largest log-likelihood ratio of a split, with each side summed anew.

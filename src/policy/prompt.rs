@@ -1,7 +1,7 @@
 //! Text to tokens and back: the tokenizer, the chat template, and whole characters out of byte pieces.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -106,13 +106,16 @@ impl Vocabulary {
     /// The template refuses the conversation, for example its order of roles.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
         let parted = |message: &Message| Message { role: message.role, content: self.part(&message.content) };
-        let text = self.template.get_template("chat")?.render(context! {
+        let said = messages.iter().map(|message| message.content.len()).sum::<usize>();
+        let mut text = Rendered { bytes: Vec::new(), most: RENDERED.saturating_add(said.saturating_mul(4)) };
+        let context = context! {
             messages => messages.iter().map(parted).collect::<Vec<_>>(),
             add_generation_prompt => true,
             bos_token => self.bos,
             eos_token => self.eos,
-        })?;
-        self.encode_parts(&text)
+        };
+        self.template.get_template("chat")?.render_captured_to(context, &mut text)?;
+        self.encode_parts(&String::from_utf8_lossy(&text.bytes))
     }
 
     /// Tokens of plain text, special tokens among them, with whatever the tokenizer puts before a text.
@@ -173,6 +176,30 @@ fn chat_template(value: &serde_json::Value) -> Option<String> {
 }
 
 /// Jinja as transformers sets it up for chat templates.
+/// Bytes that a template may add to what the messages say, four times.
+const RENDERED: usize = 1 << 20;
+
+/// What a template has written, which has an end: fuel bounds its steps, and each could write the whole conversation.
+struct Rendered {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl io::Write for Rendered {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.most {
+            let why = format!("the chat template writes more than {} bytes", self.most);
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, why));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn environment(clock: Arc<OnceLock<fn() -> Timestamp>>) -> Environment<'static> {
     let invalid = |what: String| minijinja::Error::new(ErrorKind::InvalidOperation, what);
     let mut environment = Environment::new();

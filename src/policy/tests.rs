@@ -223,3 +223,20 @@ fn the_tiny_model_is_a_hugging_face_directory() {
     let same = decoder().embedding.dense().unwrap();
     assert_eq!(rows(&same), rows(&model.decoder.embedding.dense().unwrap()));
 }
+
+#[test]
+fn a_template_that_writes_without_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny(dir.path(), 0).unwrap();
+    let endless = "{% for a in range(99999) %}{{ messages }}{{ messages }}{% endfor %}";
+    std::fs::write(dir.path().join("chat_template.jinja"), endless).unwrap();
+    let model = Model::load(dir.path().to_str().unwrap()).unwrap();
+    let error = model.vocabulary.encode_chat(&[crate::completion::Message::user("a long way")]).unwrap_err();
+    let mut said = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        said = format!("{said}: {inner}");
+        cause = inner.source();
+    }
+    assert!(said.contains("writes more than"), "{said}");
+}

@@ -1,0 +1,112 @@
+//! `gyrostat bench drift`: what the detectors cost, and by simulation what their promises are worth.
+
+mod alone;
+mod draw;
+mod together;
+
+use std::{path::Path, time::Instant};
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use crate::drift::{Config, Constants, Detector, Kin, Kind, Monitor, Reading, Watch};
+
+use super::Error;
+
+/// One line of a table, by column.
+pub(super) type Line = Vec<(&'static str, Value)>;
+
+/// A promise that a simulation puts to the test. Every study draws from a seed of its own.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Study {
+    /// False alarms over the budget, for rates and skewed scores.
+    Arl,
+    /// Delay over that of the optimal CUSUM.
+    Delay,
+    /// How often the range of the change point holds the change.
+    Change,
+    /// False alarms and delay where rates swing with the hour of the day.
+    Season,
+    /// False alarms and delay in conversations of dependent turns.
+    Turns,
+    /// False alarms over the budget of 50 streams together.
+    Fleet,
+    /// Alarms when only the shares of the types change.
+    Mix,
+    /// Which stream alarms when a type of 2% of the traffic changes.
+    Rare,
+}
+
+impl Study {
+    pub(super) fn run(self, runs: Option<usize>, write: Option<&Path>) -> Result<Vec<Line>, Error> {
+        let runs = |usual: usize| runs.unwrap_or(usual).max(2);
+        match self {
+            Self::Arl => alone::arl(runs(1000)),
+            Self::Delay => alone::delay(runs(2000), write),
+            Self::Change => alone::change(runs(1000)),
+            Self::Season => together::season(runs(500)),
+            Self::Turns => together::turns(runs(500)),
+            Self::Fleet => together::fleet(runs(500)),
+            Self::Mix => together::mix(runs(200)),
+            Self::Rare => together::rare(runs(200)),
+        }
+    }
+}
+
+/// A line from its columns.
+fn line<const N: usize>(columns: [(&'static str, Value); N]) -> Line {
+    columns.into()
+}
+
+fn rounded(x: f64, digits: i32) -> Value {
+    let scale = 10f64.powi(digits);
+    json!((x * scale).round() / scale)
+}
+
+/// Nanoseconds that each detector takes for a reading.
+pub(super) fn speed(constants: Constants, kind: Kind) -> Result<f64, Error> {
+    const READINGS: usize = 500_000;
+    let mut random = draw::Random::new(1);
+    let law = if kind == Kind::Bernoulli { draw::Law::Rate(0.1) } else { draw::Law::Beta(3.0, 7.0) };
+    let reference: Vec<f64> = (0..1000).map(|_| law.draw(&mut random)).collect();
+    let rest: Vec<f64> = (0..READINGS).map(|_| law.draw(&mut random)).collect();
+    let mut detector = Detector::learn(constants, kind, &reference, Watch::Both)?;
+    let started = Instant::now();
+    let most = rest.iter().fold(0f64, |most, reading| most.max(detector.update(*reading)));
+    let nanoseconds = started.elapsed().as_secs_f64() * 1e9 / READINGS as f64;
+    // The statistic is used, so that the loop is not optimised away.
+    if most.is_nan() { Err("the statistic is not a number".into()) } else { Ok(nanoseconds) }
+}
+
+/// A whole monitor of so many streams, each past its reference, with the course of the day: nanoseconds a reading,
+/// and the kilobytes of the process that a stream takes.
+pub(super) fn monitor(streams: u32) -> Result<(f64, f64), Error> {
+    const READINGS: u32 = 120;
+    let before = resident_kilobytes();
+    let config = Config { reference: 60, max_streams: streams as usize, ..Config::default() };
+    let mut monitor = Monitor::new(config)?;
+    let mut random = draw::Random::new(2);
+    let mut seconds = 0.0;
+    for round in 0..READINGS {
+        let values: Vec<bool> = (0..streams).map(|_| random.uniform() < 0.1).collect();
+        let started = Instant::now();
+        for (key, value) in (0..).zip(&values) {
+            let reading = Reading {
+                value: f64::from(u8::from(*value)),
+                at: u64::from(round) * 60_000,
+                kin: Kin::default(),
+            };
+            monitor.show(&key, Kind::Bernoulli, reading)?;
+        }
+        seconds += started.elapsed().as_secs_f64();
+    }
+    let kilobytes = (resident_kilobytes() - before) / f64::from(streams);
+    Ok((seconds * 1e9 / f64::from(READINGS) / f64::from(streams), kilobytes))
+}
+
+/// Memory of this process, as Linux counts it; 0 elsewhere.
+fn resident_kilobytes() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()).and_then(|kb| kb.parse().ok()).unwrap_or(0.0)
+}
