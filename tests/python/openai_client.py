@@ -116,15 +116,15 @@ def logprobs(client, model):
 
 
 def several(client, model):
-    answer = client.chat.completions.create(model=model, messages=USER, max_tokens=10, n=2, temperature=1, seed=11)
-    check([c.index for c in answer.choices] == [0, 1], f"{answer.choices}")
-    check(answer.choices[0].message.content != answer.choices[1].message.content, "both answers of n=2 are the same")
-    check(10 <= answer.usage.completion_tokens <= 20 or any(c.finish_reason == "stop" for c in answer.choices), f"{answer.usage}")
-    chunks = list(client.chat.completions.create(model=model, messages=USER, max_tokens=10, n=2, temperature=1, seed=11, stream=True))
+    answer = client.chat.completions.create(model=model, messages=USER, max_tokens=10, n=3, temperature=1, seed=11)
+    check([c.index for c in answer.choices] == [0, 1, 2], f"{answer.choices}")
+    check(len({c.message.content for c in answer.choices}) == 3, "answers of n=3 are the same")
+    check(10 <= answer.usage.completion_tokens <= 30 or any(c.finish_reason == "stop" for c in answer.choices), f"{answer.usage}")
+    chunks = list(client.chat.completions.create(model=model, messages=USER, max_tokens=10, n=3, temperature=1, seed=11, stream=True))
     for index, choice in enumerate(answer.choices):
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices and c.choices[0].index == index)
         check(text == choice.message.content, f"choice {index}: stream {text!r} is not {choice.message.content!r}")
-    step("n=2, streamed as well")
+    step("n=3, streamed as well")
 
 
 def seeds(client, model):
