@@ -104,7 +104,7 @@ async fn unhappy_users_of_one_type_raise_its_alarm() {
         (&alarm["signal"], &alarm["interaction"], &alarm["direction"]),
         (&json!("satisfaction"), &json!("advice"), &json!("down"))
     );
-    assert_eq!(alarm["examples"].as_array().unwrap().len(), 5);
+    assert_eq!(alarm["examples"].as_array().unwrap().len(), 10);
     let (status, seen) =
         running.post(&format!("/v1/alarms/{}/acknowledge", alarm["id"].as_str().unwrap()), &json!({})).await;
     assert_eq!((status, &seen["acknowledged"]), (200, &json!(true)));
