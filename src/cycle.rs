@@ -200,7 +200,7 @@ impl Cycle {
             self.cause = None;
             self.recent = Recent::default();
             self.circles = Circles::default();
-            self.monitor().clear();
+            self.monitor().reset(|_| true);
         }
     }
 
@@ -282,6 +282,7 @@ impl Cycle {
             current: alarm.current,
             evidence_log10: alarm.evidence_log10,
             threshold_log10: alarm.threshold_log10,
+            strict_log10: alarm.strict_log10,
             change_at: Timestamp(alarm.change.at),
             change_from: Timestamp(alarm.change.from),
             change_to: Timestamp(alarm.change.to),

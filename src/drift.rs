@@ -1,11 +1,12 @@
 //! Drift: is a signal still what it was? Numbers in, numbers out; no IO, no clock, no model.
 //!
-//! A [`Stream`] first learns a *reference* of a signal's readings, then watches the rest with a posterior-mixed
-//! e-Shiryaev–Roberts statistic: [`Bernoulli`] for bits, [`Bounded`] for values in `[0, 1]`. It carries how
-//! uncertain the reference is, so that the only thing to choose is a budget of false alarms ([`threshold`]):
-//! an alarm at `M ≥ A` comes about once in `A` readings, or later, while nothing changes. At an alarm
-//! [`change_point`] says since when, and [`shares`] which kind of request it is. A [`Monitor`] keeps one stream
-//! for each key.
+//! A [`Stream`] first learns a *reference* of a signal's readings, then forecasts each further one and bets against
+//! the forecast, which carries how uncertain the reference is ([`Predictive`]), what the hour of the day does, and
+//! what the same conversation has shown ([`Kin`]). The only thing to choose is a budget of false alarms
+//! ([`threshold`]): an alarm at `M ≥ A` comes about once in `A` readings, or later, while nothing changes. At an alarm
+//! [`change_point`] says since when, [`shares`] which kind of request it is, and [`parts`] and [`few_moved`] whether
+//! it is the traffic or the raters. A [`Monitor`] keeps one stream for each key. [`Bernoulli`] and [`Bounded`] are
+//! the published posterior-mixed e-SR that all this is measured against.
 //!
 //! The e-SR statistic: Shin, Ramdas, Rinaldo, *E-detectors: a nonparametric framework for sequential change
 //! detection*, New England Journal of Statistics in Data Science (2024).
@@ -22,6 +23,7 @@ mod predictive;
 mod season;
 mod shares;
 mod stream;
+mod strict;
 #[cfg(test)]
 mod tests;
 
@@ -57,6 +59,9 @@ pub struct Config {
     pub minimum_threshold: f64,
     /// Whether the course of the day is learned, so that a rate that swings with the hour is no drift.
     pub seasonal: bool,
+    /// Whether STRICT runs beside, whose bound on false alarms is a theorem and which is slower: its evidence is shown
+    /// with each stream and each alarm, and raises none.
+    pub strict: bool,
     /// Streams that are kept at most; each holds a few kilobytes of state and its newest readings.
     pub max_streams: usize,
 }
@@ -69,6 +74,7 @@ impl Default for Config {
             events_per_day: None,
             minimum_threshold: 100.0,
             seasonal: true,
+            strict: false,
             max_streams: 1024,
         }
     }

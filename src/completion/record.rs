@@ -49,6 +49,9 @@ pub struct ScorecardRow {
     pub current: Option<f64>,
     pub evidence_log10: f64,
     pub threshold_log10: f64,
+    /// STRICT's evidence, where `drift.strict` is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict_log10: Option<f64>,
     pub state: DriftState,
     /// Readings since the stream began, reference included.
     pub n: u64,
@@ -101,6 +104,9 @@ pub struct Alarm {
     pub current: f64,
     pub evidence_log10: f64,
     pub threshold_log10: f64,
+    /// STRICT's evidence, where `drift.strict` is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict_log10: Option<f64>,
     /// The time of the likeliest change, by two-sample GLR, and a range that holds the change in about 90% of cases.
     pub change_at: Timestamp,
     pub change_from: Timestamp,

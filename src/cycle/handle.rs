@@ -141,6 +141,7 @@ impl Shared {
                 current: row.current,
                 evidence_log10: row.evidence_log10,
                 threshold_log10: row.threshold_log10,
+                strict_log10: row.strict_log10,
                 state: match row.state {
                     drift::State::Learning => DriftState::Learning,
                     drift::State::Steady => DriftState::Steady,

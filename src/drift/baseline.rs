@@ -3,7 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, MIN_REFERENCE, bits, change::Past, season::Season};
+use super::{
+    Kind, MIN_REFERENCE, bits,
+    change::Past,
+    season::{Season, Waves},
+};
 
 /// Correlation within a conversation before any is measured, and the readings that this guess is worth.
 const KINSHIP: f64 = 0.3;
@@ -47,9 +51,8 @@ pub struct Expected {
     /// How far `mean` follows `base`, and the variance around `mean` over that around `base`.
     slope: f64,
     noise: f64,
-    /// Milliseconds since the epoch.
-    at: u64,
     kin: Kin,
+    waves: Waves,
 }
 
 /// The posterior of a stream's mean, as a forecast of its next reading.
@@ -159,7 +162,10 @@ impl Baseline {
 
     #[inline]
     pub(super) fn expect(&self, at: u64, kin: Kin) -> Expected {
-        let level = self.season.as_ref().map_or(self.level, |season| season.expect(at));
+        let (level, waves) = match &self.season {
+            Some(season) => season.expect(at),
+            None => (self.level, Waves::default()),
+        };
         // Mean and variance of a skewed sample err together: with a mean that is too low the spread is too low and
         // bets are too large. To first order this moves what a bet should be made against.
         let skew = match self.kind {
@@ -172,7 +178,7 @@ impl Baseline {
         let base = within(level + skew);
         if kin.readings == 0.0 {
             let spread = self.variance(base).sqrt();
-            return Expected { base, mean: base, spread, weight: 1.0, slope: 1.0, noise: 1.0, at, kin };
+            return Expected { base, mean: base, spread, weight: 1.0, slope: 1.0, noise: 1.0, kin, waves };
         }
         let rho = self.kinship();
         let slope = (1.0 - rho) / (1.0 - rho + kin.readings * rho);
@@ -183,7 +189,7 @@ impl Baseline {
         };
         let spread = (noise * self.variance(base)).sqrt();
         let weight = slope / noise.sqrt();
-        Expected { base, mean, spread, weight, slope, noise, at, kin }
+        Expected { base, mean, spread, weight, slope, noise, kin, waves }
     }
 
     #[inline]
@@ -205,7 +211,7 @@ impl Baseline {
         self.count += 1.0;
         let (slope, noise) = (expected.slope, expected.noise);
         if let Some(season) = &mut self.season {
-            season.learn(surprise, expected.at, slope, noise);
+            season.learn(surprise, &expected.waves, slope, noise);
             return;
         }
         self.precision += slope * slope / noise;

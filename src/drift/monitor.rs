@@ -89,10 +89,12 @@ impl<K: Ord + Clone> Monitor<K> {
     /// As [`Monitor::observe`].
     pub fn show(&mut self, key: &K, kind: Kind, reading: Reading) -> Result<Option<Alarm>, Error> {
         kind.check(reading.value)?;
-        self.begin(key, kind)?;
         let (parts, config) = (self.streams.len() + self.wholes, &self.config);
-        let Some(stream) = self.streams.get_mut(key) else { return Ok(None) };
-        stream.observe(reading, |measured| config.threshold(measured, parts))
+        if let Some(stream) = self.streams.get_mut(key) {
+            return stream.observe(reading, |measured| config.threshold(measured, parts));
+        }
+        self.begin(key, kind)?;
+        self.show(key, kind, reading)
     }
 
     fn show_whole(
@@ -114,9 +116,11 @@ impl<K: Ord + Clone> Monitor<K> {
             if self.streams.len() >= self.config.max_streams {
                 return Err(Error::TooManyStreams(self.streams.len()));
             }
-            let Config { reference, seasonal, .. } = self.config;
-            self.streams
-                .insert(key.clone(), Stream::new(Setup { kind, watch: Watch::Both, reference, seasonal }));
+            let Config { reference, seasonal, strict, .. } = self.config;
+            self.streams.insert(
+                key.clone(),
+                Stream::new(Setup { kind, watch: Watch::Both, reference, seasonal, strict }),
+            );
         }
         Ok(())
     }
@@ -154,11 +158,5 @@ impl<K: Ord + Clone> Monitor<K> {
             }
         }
         count
-    }
-
-    /// Forgets all streams.
-    pub fn clear(&mut self) {
-        self.streams.clear();
-        self.wholes = 0;
     }
 }

@@ -1,5 +1,6 @@
 //! The predictive e-SR statistic: bets against the forecast of each reading.
 
+use pulp::{Arch, NullaryFnOnce};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -59,19 +60,7 @@ impl Bets {
     /// Takes one reading and returns the statistic `M`.
     #[inline]
     pub(super) fn update(&mut self, kind: Kind, reading: f64, expected: &Expected) -> f64 {
-        let Expected { mean, spread, weight, .. } = *expected;
-        let (most, least) = (RISK / mean, -RISK / (1.0 - mean));
-        let surprise = reading - mean;
-        let mut sum = 0.0;
-        for (at, kappa) in KAPPA.iter().enumerate() {
-            let stake = stake(kind, *kappa * weight) / spread;
-            for (at, stake) in [(at, stake.min(most)), (KAPPA.len() + at, (-stake).max(least))] {
-                let evidence = (self.evidence[at] + self.weight[at]) * (1.0 + stake * surprise);
-                self.evidence[at] = evidence.min(MOST);
-                sum += self.evidence[at];
-            }
-        }
-        sum / OVERSHOOT
+        Arch::new().dispatch(Step { kind, reading, expected, bets: self }) / OVERSHOOT
     }
 
     pub(super) fn statistic(&self) -> f64 {
@@ -83,10 +72,57 @@ impl Bets {
     }
 }
 
+struct Step<'a> {
+    kind: Kind,
+    reading: f64,
+    expected: &'a Expected,
+    bets: &'a mut Bets,
+}
+
+impl NullaryFnOnce for Step<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let Expected { mean, spread, weight, .. } = *self.expected;
+        let (most, least) = (RISK / mean, -RISK / (1.0 - mean));
+        let (surprise, scale) = (self.reading - mean, weight / spread);
+        let stakes = match self.kind {
+            Kind::Bernoulli => &STAKES[0],
+            Kind::Bounded => &STAKES[1],
+        };
+        let Bets { weight, evidence } = self.bets;
+        let mut sums = [0.0; 8];
+        for at in 0..BETS {
+            let stake = stakes[at] * scale;
+            let stake = if stake < most { stake } else { most };
+            let stake = if stake > least { stake } else { least };
+            let grown = (evidence[at] + weight[at]) * (1.0 + stake * surprise);
+            evidence[at] = if grown < MOST { grown } else { MOST };
+            sums[at % 8] += evidence[at];
+        }
+        // One fixed order, so that every instruction set gives the same bits.
+        ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
+    }
+}
+
+/// The stakes over the standard deviation, for bits and for scores: upwards, then downwards.
+const STAKES: [[f64; BETS]; 2] = [stakes(Kind::Bernoulli), stakes(Kind::Bounded)];
+
+const fn stakes(kind: Kind) -> [f64; BETS] {
+    let mut stakes = [0.0; BETS];
+    let mut at = 0;
+    while at < KAPPA.len() {
+        stakes[at] = stake(kind, KAPPA[at]);
+        stakes[KAPPA.len() + at] = -stakes[at];
+        at += 1;
+    }
+    stakes
+}
+
 /// The stake that grows fastest after a change by `kappa`, times the standard deviation. Bits lose variance as they
 /// change in the way that makes it `kappa`; for other readings the variance stays.
-#[inline]
-fn stake(kind: Kind, kappa: f64) -> f64 {
+const fn stake(kind: Kind, kappa: f64) -> f64 {
     match kind {
         Kind::Bernoulli => kappa,
         Kind::Bounded => kappa / (1.0 + kappa * kappa),

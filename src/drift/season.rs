@@ -9,6 +9,8 @@ use super::bits;
 /// Waves a day, half a day and a third of a day long.
 const WAVES: usize = 3;
 const TERMS: usize = 1 + 2 * WAVES;
+/// What each term is multiplied with at a time of the day.
+pub(super) type Waves = [f64; TERMS];
 const DAY_MS: u64 = 86_400_000;
 
 /// Prior standard deviation of the first wave's amplitude, over the rate; the second's is half of it, and so on.
@@ -57,12 +59,14 @@ impl Season {
         self.terms[0]
     }
 
-    pub(super) fn expect(&self, at: u64) -> f64 {
-        waves(at).iter().zip(&self.terms).map(|(wave, term)| wave * term).sum()
+    /// The mean at a time of the day, with the waves there.
+    pub(super) fn expect(&self, at: u64) -> (f64, Waves) {
+        let waves = waves(at);
+        (waves.iter().zip(&self.terms).map(|(wave, term)| wave * term).sum(), waves)
     }
 
-    pub(super) fn learn(&mut self, surprise: f64, at: u64, slope: f64, noise: f64) {
-        let waves = waves(at).map(|wave| slope * wave);
+    pub(super) fn learn(&mut self, surprise: f64, waves: &Waves, slope: f64, noise: f64) {
+        let waves = waves.map(|wave| slope * wave);
         let mut towards = [0.0; TERMS];
         for (towards, row) in towards.iter_mut().zip(&self.covariance) {
             *towards = row.iter().zip(&waves).map(|(p, wave)| p * wave).sum();
@@ -81,7 +85,7 @@ impl Season {
 }
 
 /// 1, then cosine and sine of each wave.
-fn waves(at: u64) -> [f64; TERMS] {
+fn waves(at: u64) -> Waves {
     let (sin, cos) = ((at % DAY_MS) as f64 / DAY_MS as f64 * TAU).sin_cos();
     let mut waves = [1.0; TERMS];
     let (mut c, mut s) = (cos, sin);

@@ -10,6 +10,7 @@ use super::{
     evidence_log10,
     history::History,
     predictive::Bets,
+    strict::Strict,
 };
 
 /// An alarm needs a change that the readings show, by this likelihood-ratio statistic (nats): where all readings
@@ -27,6 +28,8 @@ pub struct Setup {
     pub reference: usize,
     /// Whether the course of the day is learned.
     pub seasonal: bool,
+    /// Whether STRICT runs beside.
+    pub strict: bool,
 }
 
 /// One reading of a stream.
@@ -61,6 +64,7 @@ pub struct Stream {
     /// Readings less what their hour made of them, and, where they were forecast by their segment, less that.
     history: History,
     mixed: Option<Box<Mixed>>,
+    strict: Option<Box<Strict>>,
 }
 
 /// What a stream of several segments shows without regard to them: it also moves when only their shares do.
@@ -90,6 +94,8 @@ pub struct Alarm {
     pub current: f64,
     pub evidence_log10: f64,
     pub threshold_log10: f64,
+    /// STRICT's evidence, where it runs.
+    pub strict_log10: Option<f64>,
 }
 
 /// When a stream changed, in milliseconds since the epoch.
@@ -109,6 +115,7 @@ pub struct Row {
     pub current: Option<f64>,
     pub evidence_log10: f64,
     pub threshold_log10: f64,
+    pub strict_log10: Option<f64>,
     pub state: State,
     pub n: u64,
 }
@@ -129,6 +136,7 @@ impl Stream {
             changed: None,
             history: History::default(),
             mixed: None,
+            strict: setup.strict.then(|| Box::new(Strict::new(setup.kind))),
         }
     }
 
@@ -169,6 +177,9 @@ impl Stream {
         self.history.push(adjusted, reading.at);
         if let Some(bets) = &mut self.bets {
             bets.update(self.setup.kind, reading.value, &expected);
+        }
+        if let Some(strict) = &mut self.strict {
+            strict.update(reading.value, self.bets.is_none());
         }
         self.baseline.learn(reading.value, &expected);
         Ok(self.judge(reading, threshold))
@@ -272,6 +283,7 @@ impl Stream {
             current: after.clamp(0.0, 1.0),
             evidence_log10: row.evidence_log10,
             threshold_log10: row.threshold_log10,
+            strict_log10: row.strict_log10,
         })
     }
 
@@ -305,6 +317,7 @@ impl Stream {
             current: (newest.count > 0).then(|| newest.mean().clamp(0.0, 1.0)),
             evidence_log10: evidence_log10(self.statistic()),
             threshold_log10: if learned { self.threshold.log10() } else { 0.0 },
+            strict_log10: self.strict.as_ref().map(|strict| evidence_log10(strict.statistic())),
             state: self.state(),
             n: self.n,
         }

@@ -108,7 +108,7 @@ fn alarms_where_the_independent_implementation_does() {
 }
 
 fn setup(kind: Kind, reference: usize) -> Setup {
-    Setup { kind, watch: Watch::Both, reference, seasonal: true }
+    Setup { kind, watch: Watch::Both, reference, seasonal: true, strict: false }
 }
 
 fn at(value: f64, at: u64) -> Reading {

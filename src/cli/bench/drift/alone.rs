@@ -93,7 +93,7 @@ impl Step {
             let middle = (low + high) / 2.0;
             let mut random = Random::new(500 + round);
             let mut readings = 0.0;
-            const ALARMS: u32 = 2000;
+            const ALARMS: u32 = 500;
             for _ in 0..ALARMS {
                 let mut sum = 0f64;
                 while sum < middle {
@@ -209,8 +209,13 @@ pub(super) fn change(runs: usize) -> Result<Vec<Line>, Error> {
         let mut random = Random::new(seed);
         let (mut held, mut found, mut right) = (0, 0, 0);
         let (mut errors, mut widths) = (Vec::new(), Vec::new());
-        let setup =
-            Setup { kind: step.before.kind(), watch: Watch::Both, reference: REFERENCE, seasonal: false };
+        let setup = Setup {
+            kind: step.before.kind(),
+            watch: Watch::Both,
+            reference: REFERENCE,
+            seasonal: false,
+            strict: false,
+        };
         for _ in 0..runs {
             let mut stream = Stream::new(setup);
             for (at, value) in (0..).zip(step.stream(CHANGE + CAP, &mut random)) {

@@ -25,7 +25,7 @@ impl Run<'_> {
     /// Readings from the reference or the change to the alarm; `Err` if none came.
     fn alarm(self) -> Result<Result<usize, usize>, Error> {
         let Self { reference, seasonal, change, longest, next } = self;
-        let setup = Setup { kind: Kind::Bernoulli, watch: Watch::Both, reference, seasonal };
+        let setup = Setup { kind: Kind::Bernoulli, watch: Watch::Both, reference, seasonal, strict: false };
         let mut stream = Stream::new(setup);
         let start = change.unwrap_or(reference);
         for at in 0..start + longest {
