@@ -23,7 +23,7 @@ use crate::cycle::{self, Cycle};
 use crate::http::{self, recorder};
 use crate::policy::{self, Engine, GenerateRequest, Model, Sampling, Served};
 use crate::registry::{self, Registry};
-use crate::signals::{self, Interactions};
+use crate::signals::{self, Classifier, Interactions};
 use crate::store::{self, Store};
 use crate::upstream::{self, Upstream};
 
@@ -62,6 +62,18 @@ pub enum Error {
     OpenWithoutKeys(SocketAddr),
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+/// The classifier that `signals.classifier` names, or the built-in one.
+///
+/// # Errors
+/// The file cannot be read, or is none that `train classifier` wrote.
+pub fn classifier(config: &signals::Config) -> Result<Arc<Classifier>, Error> {
+    let Some(path) = &config.classifier else { return Ok(Classifier::built_in()?) };
+    let fault =
+        |fault: &dyn std::fmt::Display| signals::Error::Classifier(format!("{}: {fault}", path.display()));
+    let bytes = std::fs::read(path).map_err(|error| fault(&error))?;
+    Ok(Arc::new(Classifier::from_bytes(&bytes).map_err(|error| fault(&error))?))
 }
 
 /// A running sidecar.
@@ -105,6 +117,7 @@ impl App {
             |model| Engine::start(model, &config.policy, registry.served(), engine_metrics.clone());
         let engine = model.map(start_engine).transpose()?;
         let (webhook, probes) = (config.cycle.webhook.clone(), config.probes);
+        let interactions = Arc::new(Interactions::new(&config.signals, classifier(&config.signals)?)?);
         let (cycle, handle) = Cycle::new(cycle::Parts {
             store: Arc::clone(&store),
             registry: Arc::clone(&registry),
@@ -114,11 +127,11 @@ impl App {
             drift: config.drift,
             learn: config.learn,
             gate: config.gate,
+            classifier: Arc::clone(interactions.classifier()),
             clock: now,
         })?;
         let listener = TcpListener::bind(config.http.bind).await?;
         let address = listener.local_addr()?;
-        let interactions = Arc::new(Interactions::new(&config.signals)?);
         let http_metrics = Arc::new(http::Metrics::register(&metrics)?);
         let backend = match (upstream, engine) {
             (Some(upstream), _) => {
@@ -212,7 +225,8 @@ fn background(
         }
         http::Backend::Log => return Err(Error::NoModel),
     };
-    let probing = Probing::new(probes, asked, state.cycle.clone())?;
+    let probing =
+        Probing::new(probes, Arc::clone(state.interactions.classifier()), asked, state.cycle.clone())?;
     tasks.extend(probing.map(|probing| tokio::spawn(probing.follow())));
     if let Some(url) = webhook {
         let webhook = Webhook::new(url, Arc::clone(store), &state.prometheus)?;

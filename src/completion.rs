@@ -238,6 +238,9 @@ pub enum RefusalLabel {
 pub struct Refusal {
     pub label: RefusalLabel,
     pub probability: f64,
+    /// It declines, but shows a way forward: what it can do instead, or where help is to be had.
+    #[serde(default)]
+    pub way_forward: bool,
 }
 
 impl Refusal {

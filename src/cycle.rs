@@ -26,6 +26,7 @@ use crate::gate::{self, Verdict};
 use crate::learn;
 use crate::policy::Engine;
 use crate::registry::{self, Registry};
+use crate::signals::Classifier;
 use crate::store::{self, Store};
 
 pub use handle::{Handle, StartError};
@@ -98,6 +99,8 @@ pub struct Parts {
     pub drift: drift::Config,
     pub learn: learn::Config,
     pub gate: gate::Config,
+    /// Tells refusals and risks of what the gate compares.
+    pub classifier: Arc<Classifier>,
     /// Reads the clock.
     pub clock: fn() -> Timestamp,
 }

@@ -9,7 +9,7 @@ use crate::completion::Message;
 use crate::cycle;
 use crate::policy::{Engine, Event, GenerateRequest, Sampling, Served};
 use crate::registry::Registry;
-use crate::signals::{Probe, Probed, Probes};
+use crate::signals::{Classifier, Probe, Probed, Probes};
 use crate::upstream::{Lease, Upstream};
 
 use super::Error;
@@ -23,6 +23,7 @@ pub(super) enum Asked {
 pub(super) struct Probing {
     probes: Vec<Probe>,
     every: Duration,
+    classifier: Arc<Classifier>,
     max_tokens: usize,
     asked: Asked,
     cycle: cycle::Handle,
@@ -33,7 +34,12 @@ const TOGETHER: usize = 4;
 
 impl Probing {
     /// `None` if there is nothing to ask.
-    pub(super) fn new(config: &Probes, asked: Asked, cycle: cycle::Handle) -> Result<Option<Self>, Error> {
+    pub(super) fn new(
+        config: &Probes,
+        classifier: Arc<Classifier>,
+        asked: Asked,
+        cycle: cycle::Handle,
+    ) -> Result<Option<Self>, Error> {
         let refused = |why: String| Error::Probes(why);
         if !(0.0..=1e6).contains(&config.every_minutes) {
             return Err(refused("every_minutes must be between 0 and 1000000".to_owned()));
@@ -49,7 +55,14 @@ impl Probing {
         }
         let every = Duration::from_secs_f64(60.0 * config.every_minutes);
         let nothing = probes.is_empty() || every.is_zero();
-        Ok((!nothing).then_some(Self { probes, every, max_tokens: config.max_tokens, asked, cycle }))
+        Ok((!nothing).then_some(Self {
+            probes,
+            every,
+            classifier,
+            max_tokens: config.max_tokens,
+            asked,
+            cycle,
+        }))
     }
 
     /// Goes on until it is aborted. The first round waits for its time: a start is busy enough.
@@ -83,7 +96,7 @@ impl Probing {
                 asked.map_err(|fault| warn!(%fault, "a probe was not answered")).ok()
             }
         };
-        answer.map(|answer| probe.judge(&answer))
+        answer.map(|answer| probe.judge(&answer, &self.classifier))
     }
 
     async fn generate(&self, engine: &Engine, served: Served, prompt: &str) -> Option<String> {

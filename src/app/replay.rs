@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::signals::Interactions;
 use crate::store::{self, Store};
 
-use super::{Error, checked};
+use super::{Error, checked, classifier};
 
 /// A sidecar without a model. Its clock is the log's; it detects and never learns.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Replay {
             return Err(Error::NotEmpty(config.store.path));
         }
         let registry = Arc::new(Registry::open(&config.store.path.join("versions"), |_| Ok(None))?);
-        let interactions = Arc::new(Interactions::new(&config.signals)?);
+        let interactions = Arc::new(Interactions::new(&config.signals, classifier(&config.signals)?)?);
         let (cycle, handle) = Cycle::new(cycle::Parts {
             store: Arc::clone(&store),
             registry: Arc::clone(&registry),
@@ -55,6 +55,7 @@ impl Replay {
             drift: config.drift,
             learn: config.learn,
             gate: config.gate,
+            classifier: Arc::clone(interactions.classifier()),
             clock: super::now,
         })?;
         let life = Arc::new(http::Life::default());

@@ -212,6 +212,7 @@ mod tests {
             current: 0.5,
             evidence_log10: 5.5,
             threshold_log10: 5.3,
+            strict_log10: None,
             change_at: Timestamp(1_790_855_000_000),
             change_from: Timestamp(1_790_854_000_000),
             change_to: Timestamp(1_790_855_500_000),

@@ -4,12 +4,13 @@ use std::io::Write;
 
 use serde_json::{Map, Value, json};
 
+use crate::app;
 use crate::config::Config;
-use crate::signals::{self, Interactions};
+use crate::signals::Interactions;
 
 use super::{Error, jsonl};
 
-/// Adds `refusal`, `risk` and `interaction` to each line.
+/// Adds `refusal`, `risk`, `risk_probability` and `interaction` to each line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// JSON lines with `prompt` and `response`, or `-`.
@@ -18,7 +19,7 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
-    let interactions = Interactions::new(&config.signals)?;
+    let interactions = Interactions::new(&config.signals, app::classifier(&config.signals)?)?;
     let mut out = jsonl::writer("-")?;
     classify(jsonl::read(&args.input)?, &interactions, &mut out)
 }
@@ -32,10 +33,12 @@ fn classify(
     let bar = jsonl::bar(lines.len() as u64, "classifying");
     for (number, mut object) in lines {
         let prompt = jsonl::text(number, &object, "prompt")?;
-        let refusal = signals::refusal(prompt, jsonl::text(number, &object, "response")?);
+        let classifier = interactions.classifier();
+        let refusal = classifier.refusal(prompt, jsonl::text(number, &object, "response")?);
         let found = json!({
             "refusal": refusal,
-            "risk": signals::risk(prompt),
+            "risk": classifier.risk(prompt),
+            "risk_probability": classifier.risk_probability(prompt),
             "interaction": interactions.classify(prompt),
         });
         if let Value::Object(found) = found {
@@ -59,7 +62,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), lines).unwrap();
         let mut out = Vec::new();
-        let interactions = Interactions::new(&signals::Config::default()).unwrap();
+        let interactions = Interactions::new(
+            &Config::default().signals,
+            app::classifier(&Config::default().signals).unwrap(),
+        )
+        .unwrap();
         jsonl::read(file.path().to_str().unwrap())
             .and_then(|lines| classify(lines, &interactions, &mut out))
             .map_err(|error| error.to_string())?;

@@ -1,4 +1,6 @@
-//! `gyrostat train`: an adapter from a file, with the code that the cycle runs.
+//! `gyrostat train`: an adapter from a file, with the code that the cycle runs; or the classifier behind the signals.
+
+mod classifier;
 
 use std::{
     fs,
@@ -25,18 +27,22 @@ use super::{
 pub(crate) struct Args {
     recipe: Recipe,
     /// The data, in TRL's formats: `sft` {"prompt","completion"}, {"messages"} or {"text"}; `reward` and `dpo`
-    /// {"prompt","chosen","rejected"}, `reward` also {"prompt","completion","label"}; `ppo` {"prompt"}. `-` is stdin.
-    #[arg(long)]
-    data: String,
-    /// Directory that the adapter is written to.
+    /// {"prompt","chosen","rejected"}, `reward` also {"prompt","completion","label"}; `ppo` {"prompt"}. `classifier`
+    /// {"prompt"} with "risk" ("benign", "harmful") or "interaction", {"prompt","response"} with "refusal" ("none",
+    /// "partial", "full") and "way_forward"; for it the option may be given again. `-` is stdin.
+    #[arg(long, required = true)]
+    data: Vec<String>,
+    /// Directory that the adapter is written to; for `classifier` a file.
     #[arg(long)]
     out: PathBuf,
     /// The reward model's adapter, for `ppo`.
     #[arg(long)]
     reward: Option<PathBuf>,
-    /// Go on from the adapter in `--out`.
+    /// Go on from the adapter, or classifier, in `--out`.
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    classifier: classifier::Args,
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -47,10 +53,15 @@ enum Recipe {
     Reward,
     Dpo,
     Ppo,
+    Classifier,
 }
 
 pub(super) fn run(args: &Args, config: Config) -> Result<(), Error> {
-    let lines = jsonl::read(&args.data)?;
+    if args.recipe == Recipe::Classifier {
+        return classifier::run(args, &config);
+    }
+    let [data] = args.data.as_slice() else { return Err("this recipe reads one file of --data".into()) };
+    let lines = jsonl::read(data)?;
     let model = Arc::new(generate::load(&config.policy.model)?);
     let bar = jsonl::bar(1000, "training");
     let report = |stage: &str, done: f64, measures: Measures<'_>| {
@@ -121,6 +132,7 @@ fn train(
             ppo.train(&prompts, &[], &mut rng, watch)?;
             Ok(ppo.policy)
         }
+        Recipe::Classifier => Err("a classifier is no adapter".into()),
     }
 }
 

@@ -165,6 +165,7 @@ impl Run {
             incumbent: self.base_adapter()?,
             candidate: Arc::clone(&policy),
             reward: &reward,
+            classifier: &parts.classifier,
         };
         let (mut incumbent, mut candidate) = scoring::side_by_side(
             (&self.engine, parts.learn.ppo.response_length),

@@ -8,7 +8,7 @@ use crate::learn::{
     self, RewardModel, Scores, Sequence, Watch, dataset::Asked, policy_pass::logprobs, sequence,
 };
 use crate::policy::{Adapter, Engine, Event, GenerateRequest, Sampling, Served};
-use crate::signals;
+use crate::signals::{self, Classifier};
 
 /// Plain text, the same for every version: how much of the language itself a candidate has lost.
 const FIXED_TEXT: &str = "The ferry leaves the harbour every morning at seven, unless the wind is too strong. On the \
@@ -22,6 +22,7 @@ pub(super) struct Compared<'a> {
     pub(super) incumbent: Option<Arc<Adapter>>,
     pub(super) candidate: Arc<Adapter>,
     pub(super) reward: &'a RewardModel,
+    pub(super) classifier: &'a Classifier,
 }
 
 /// One model's answers to the prompts.
@@ -50,8 +51,10 @@ pub(super) fn side_by_side(
     let model = engine.model();
     let scores_before = reward.score(model, &before.sequences, watch)?;
     let scores_after = reward.score(model, &after.sequences, watch)?;
-    let mut incumbent_scores = scores(engine, incumbent, prompts, &before, &scores_before, watch)?;
-    let mut candidate_scores = scores(engine, candidate, prompts, &after, &scores_after, watch)?;
+    let mut incumbent_scores = scores(engine, incumbent, &before, &scores_before, watch)?;
+    let mut candidate_scores = scores(engine, candidate, &after, &scores_after, watch)?;
+    count_refusals(&mut incumbent_scores, compared.classifier, prompts, &before);
+    count_refusals(&mut candidate_scores, compared.classifier, prompts, &after);
     for ((asked, before), after) in prompts.iter().zip(&scores_before).zip(&scores_after) {
         candidate_scores.compare(&asked.interaction, f64::from(*after), f64::from(*before));
         incumbent_scores.compare(&asked.interaction, f64::from(*before), f64::from(*after));
@@ -110,7 +113,6 @@ fn answer(
 fn scores(
     engine: &Engine,
     adapter: Option<&Arc<Adapter>>,
-    prompts: &[Asked],
     answers: &Answers,
     rewards: &[f32],
     watch: &Watch<'_>,
@@ -122,16 +124,20 @@ fn scores(
         perplexity: perplexity(engine, adapter, watch.sequence_tokens)?,
         ..Scores::default()
     };
+    let usable = answers.texts.iter().map(|text| signals::usable(text, FinishReason::Stop));
+    scores.usable = mean(usable);
+    Ok(scores)
+}
+
+/// How often what should be answered was declined, and the other way round.
+fn count_refusals(scores: &mut Scores, classifier: &Classifier, prompts: &[Asked], answers: &Answers) {
     for (asked, text) in prompts.iter().zip(&answers.texts) {
-        let refused = signals::refusal(asked.prompt.request(), text).is_refusal();
-        match signals::risk(asked.prompt.request()) {
+        let refused = classifier.refusal(asked.prompt.request(), text).is_refusal();
+        match classifier.risk(asked.prompt.request()) {
             Risk::Benign => scores.over_refusal.count(refused),
             Risk::Harmful => scores.unsafe_compliance.count(!refused),
         }
     }
-    let usable = answers.texts.iter().map(|text| signals::usable(text, FinishReason::Stop));
-    scores.usable = mean(usable);
-    Ok(scores)
 }
 
 /// Mean of `log π − log π_ref` over the answers' tokens.

@@ -339,7 +339,7 @@ impl Call {
             kl: end.kl,
             seconds: self.started.elapsed().as_secs_f64(),
         };
-        let completion = record::completion(request, answer);
+        let completion = record::completion(request, answer, self.state.interactions.classifier());
         self.state.store.append(&completion).await?;
         self.state.metrics.completion(&completion);
         self.pending.choices = self.pending.choices.saturating_sub(1);

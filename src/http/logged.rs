@@ -80,7 +80,7 @@ fn read(line: &str, interactions: &Interactions) -> Result<Logged> {
         kl: None,
         seconds: 0.0,
     };
-    let completion = record::completion(request, answer);
+    let completion = record::completion(request, answer, interactions.classifier());
     let judged = |(nth, value)| judgement(value, &format!("feedback[{nth}]"), &completion);
     let feedback = judgements.into_iter().enumerate().map(judged).collect::<Result<_>>()?;
     Ok(Logged { completion, feedback })
@@ -125,7 +125,8 @@ mod tests {
     use crate::signals;
 
     fn read(line: &str) -> std::result::Result<Logged, String> {
-        logged(line, &Interactions::new(&signals::Config::default()).unwrap())
+        let classifier = signals::Classifier::built_in().unwrap();
+        logged(line, &Interactions::new(&signals::Config::default(), classifier).unwrap())
     }
 
     #[test]

@@ -246,7 +246,7 @@ mod tests {
             finish_reason: FinishReason::Stop,
             prompt_tokens: 2,
             completion_tokens: 3,
-            refusal: Refusal { label, probability: 0.5 },
+            refusal: Refusal { label, probability: 0.5, way_forward: false },
             risk,
             helpfulness: 1.0,
             kl: Some(0.25),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::completion::{
     Completion, CompletionId, FinishReason, InteractionType, Prompt, Risk, Timestamp, Version,
 };
-use crate::signals;
+use crate::signals::{Classifier, usable};
 
 /// What is kept of a request.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ pub(super) struct Answer<'a> {
 }
 
 /// Reads the signals of an answer.
-pub(super) fn completion(request: Request<'_>, answer: Answer<'_>) -> Completion {
+pub(super) fn completion(request: Request<'_>, answer: Answer<'_>, classifier: &Classifier) -> Completion {
     let asked = request.prompt.request();
     Completion {
         id: answer.id,
@@ -45,9 +45,9 @@ pub(super) fn completion(request: Request<'_>, answer: Answer<'_>) -> Completion
         finish_reason: answer.finish_reason,
         prompt_tokens: answer.prompt_tokens,
         completion_tokens: answer.completion_tokens,
-        refusal: signals::refusal(asked, answer.text),
-        risk: request.risk.unwrap_or_else(|| signals::risk(asked)),
-        helpfulness: signals::usable(answer.text, answer.finish_reason),
+        refusal: classifier.refusal(asked, answer.text),
+        risk: request.risk.unwrap_or_else(|| classifier.risk(asked)),
+        helpfulness: usable(answer.text, answer.finish_reason),
         // The store keeps finite numbers only, and an answer is worth more than its measurement.
         kl: answer.kl.filter(|kl| kl.is_finite()),
         seconds: answer.seconds,

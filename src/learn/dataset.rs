@@ -252,7 +252,7 @@ mod tests {
             finish_reason: FinishReason::Stop,
             prompt_tokens: 1,
             completion_tokens: 1,
-            refusal: Refusal { label: RefusalLabel::None, probability: 0.0 },
+            refusal: Refusal { label: RefusalLabel::None, probability: 0.0, way_forward: false },
             risk: Risk::Benign,
             helpfulness: 1.0,
             kl: None,

@@ -1,4 +1,5 @@
-//! What kind of request is it? The caller's tag, else cues and shape, else examples from the configuration.
+//! What kind of request is it? The caller's tag, else examples from the configuration where they fit, else the trained
+//! classifier, which reads runs of words, cues and the prompt's shape.
 
 mod cues;
 
@@ -6,26 +7,13 @@ mod cues;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::completion::{InteractionType, InvalidInteractionType, Risk};
 
-use super::text::{Lexicon, fold, words};
-use super::{Config, Error, risk};
-
-/// The built-in types; the order is that of [`Kind`].
-const BUILT_IN: [&str; 10] = [
-    "chat",
-    "question",
-    "code",
-    "summarisation",
-    "writing",
-    "translation",
-    "maths",
-    "advice",
-    "roleplay",
-    "sensitive",
-];
+use super::features::{self, Features, START, Token};
+use super::text::{END, Lexicon, ends, words};
+use super::{Classifier, Config, Error};
 
 /// What a cue speaks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,45 +30,42 @@ enum Kind {
     Sensitive,
 }
 
-/// What is asked stands at the beginning or, behind a long text, at the end.
-const READ: usize = 2048;
-/// A cue in the first sentence says what is asked, one further on what it is about.
-const EARLY: f64 = 1.5;
-/// Evidence below this is none.
-const ENOUGH: f64 = 1.0;
-/// Examples as similar as this (cosine) decide against cues of strength one.
+const KINDS: usize = Kind::Sensitive as usize + 1;
+/// Words that are read at most, and of the last sentence.
+const WORDS: usize = 160;
+const LAST: usize = 40;
+/// Examples as similar as this (cosine) decide against a classifier that is in doubt, and twice as similar ones against
+/// one that is sure.
 const SIMILAR: f64 = 0.3;
-/// Every other type can be asked for as a question: its words do not add up to more than one good cue elsewhere.
-const QUESTION: f64 = 1.4;
+
+static LEXICON: LazyLock<Lexicon<(Kind, f64)>> = LazyLock::new(|| Lexicon::new(cues::CUES));
 
 /// Tells interaction types, and admits callers' tags up to a bound. Shared between threads.
 #[derive(Debug)]
 pub struct Interactions {
-    lexicon: Lexicon<(Kind, f64)>,
+    classifier: Arc<Classifier>,
+    /// What the classifier tells apart, in its order.
+    types: Vec<InteractionType>,
     examples: Examples,
-    built_in: [InteractionType; BUILT_IN.len()],
     limit: usize,
     admitted: Mutex<BTreeSet<InteractionType>>,
 }
 
 impl Interactions {
-    /// The classifier as configured: the built-in types, and those of `config.interactions` by their examples.
+    /// The classifier's types, and those of `config.interactions` by their examples.
     ///
     /// # Errors
-    /// A configured name cannot be an interaction type, or there are more names than `interaction_limit`.
-    pub fn new(config: &Config) -> Result<Self, Error> {
+    /// A name cannot be an interaction type, or there are more names than `interaction_limit`.
+    pub fn new(config: &Config, classifier: Arc<Classifier>) -> Result<Self, Error> {
         let mut admitted = BTreeSet::from([InteractionType::other()]);
-        let built_in = BUILT_IN.map(|name| InteractionType::try_from(name.to_owned()));
-        let mut types = Vec::new();
-        for interaction in built_in {
-            types.push(interaction.map_err(|_| Error::Interaction { name: "built-in".to_owned() })?);
-        }
+        let known = |name: &String| {
+            normalised(name).map_err(|InvalidInteractionType| Error::Interaction { name: name.clone() })
+        };
+        let types = classifier.types().iter().map(known).collect::<Result<Vec<_>, _>>()?;
         admitted.extend(types.iter().cloned());
-        let built_in = types.try_into().map_err(|_| Error::Interaction { name: "built-in".to_owned() })?;
         let mut configured = BTreeMap::new();
         for (name, prompts) in &config.interactions {
-            let interaction = normalised(name)
-                .map_err(|InvalidInteractionType| Error::Interaction { name: name.clone() })?;
+            let interaction = known(name)?;
             admitted.insert(interaction.clone());
             configured.insert(interaction, prompts.as_slice());
         }
@@ -91,9 +76,9 @@ impl Interactions {
             });
         }
         Ok(Self {
-            lexicon: Lexicon::new(cues::CUES),
+            classifier,
+            types,
             examples: Examples::new(&configured),
-            built_in,
             limit: config.interaction_limit,
             admitted: Mutex::new(admitted),
         })
@@ -101,16 +86,23 @@ impl Interactions {
 
     /// The type of a request without a tag. Deterministic, linear in the first and last 2 kB.
     pub fn classify(&self, prompt: &str) -> InteractionType {
-        let folded = ends(prompt);
-        let (kind, strength) = self.by_cues(prompt, &folded);
-        if let Some((interaction, similarity)) = self.examples.nearest(&folded)
-            && similarity > SIMILAR * strength.clamp(1.0, 2.0)
+        let (best, probability) = self.classifier.interaction(&features(prompt));
+        let nearest = self.examples.nearest(prompt);
+        if let Some((interaction, _)) = nearest.filter(|(_, cosine)| *cosine > SIMILAR * (1.0 + probability))
         {
             return interaction.clone();
         }
         // What is harmful to answer is one type, whatever its form: there refusals are to be expected.
-        let kind = if risk(prompt) == Risk::Harmful { Some(Kind::Sensitive) } else { kind };
-        kind.map_or_else(InteractionType::other, |kind| self.built_in[kind as usize].clone())
+        let harmful = self.classifier.risk(prompt) == Risk::Harmful;
+        let sensitive =
+            harmful.then(|| self.types.iter().find(|known| known.as_str() == "sensitive")).flatten();
+        let blank = !prompt.contains(char::is_alphanumeric);
+        sensitive.or(self.types.get(best)).filter(|_| !blank).cloned().unwrap_or_else(InteractionType::other)
+    }
+
+    /// What tells types, refusals and risks.
+    pub fn classifier(&self) -> &Arc<Classifier> {
+        &self.classifier
     }
 
     /// The type that the caller named: lower-cased, runs of white space, `/` and `.` as one `_`. A name that was not
@@ -136,83 +128,62 @@ impl Interactions {
     pub fn known(&self) -> Vec<InteractionType> {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
-
-    /// The best built-in type and the strength of its evidence.
-    fn by_cues(&self, prompt: &str, folded: &str) -> (Option<Kind>, f64) {
-        let mut scores = [0.0_f64; BUILT_IN.len()];
-        for hit in self.lexicon.hits(folded).iter().filter(|hit| !hit.quoted) {
-            let (kind, weight) = hit.tag;
-            scores[kind as usize] += if hit.sentence == 0 { EARLY * weight } else { weight };
-        }
-        for (kind, weight) in shape(prompt, folded) {
-            scores[kind as usize] += weight;
-        }
-        let question = &mut scores[Kind::Question as usize];
-        *question = question.min(QUESTION);
-        let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
-        let Some((best, strength)) = best.map(|best| (best, scores[best])) else { return (None, 0.0) };
-        if strength < ENOUGH {
-            return (None, 0.0);
-        }
-        (KINDS.get(best).copied(), strength)
-    }
 }
 
-const KINDS: [Kind; BUILT_IN.len()] = [
-    Kind::Chat,
-    Kind::Question,
-    Kind::Code,
-    Kind::Summarisation,
-    Kind::Writing,
-    Kind::Translation,
-    Kind::Maths,
-    Kind::Advice,
-    Kind::Roleplay,
-    Kind::Sensitive,
-];
-
-/// The folded beginning and, of a long prompt, also its end, as lines of their own.
-fn ends(prompt: &str) -> String {
-    let mut folded = fold(prompt, READ);
-    if prompt.len() > 2 * READ {
-        let start = prompt.ceil_char_boundary(prompt.len() - READ);
-        folded.push('\n');
-        folded.push_str(&fold(&prompt[start..], READ));
+/// The model's inputs.
+pub(super) fn features(prompt: &str) -> Features {
+    let folded = ends(prompt);
+    let read = features::words(&folded, 2 * END);
+    let (first, last) = (read.iter().take(WORDS), read.iter().map(|word| word.sentence).max().unwrap_or(0));
+    let asked: Vec<Token> = [START]
+        .into_iter()
+        .chain(first.clone().take_while(|word| word.sentence == 0).map(|word| word.token))
+        .collect();
+    let all: Vec<Token> = first.map(|word| word.stem).collect();
+    let at_last: Vec<Token> =
+        read.iter().skip_while(|word| word.sentence < last).take(LAST).map(|word| word.token).collect();
+    let mut features = Features::new();
+    features.runs(21, &asked, 3);
+    features.runs(22, &all, 2);
+    if last > 0 {
+        features.runs(23, &at_last, 3);
     }
-    folded
+    let mut sums = [[0.0_f64; KINDS]; 2];
+    for hit in LEXICON.hits(&folded).iter().filter(|hit| !hit.quoted) {
+        let (kind, weight) = hit.tag;
+        sums[usize::from(hit.sentence > 0)][kind as usize] += weight;
+    }
+    features.cues(24, &sums[0].map(|sum| sum.min(6.0) / 3.0));
+    features.cues(25, &sums[1].map(|sum| sum.min(6.0) / 6.0));
+    features.cues(26, &shape(prompt, &folded));
+    features
 }
 
-/// What punctuation and layout speak for.
-fn shape(prompt: &str, folded: &str) -> Vec<(Kind, f64)> {
-    let mut evidence = Vec::new();
-    let text = super::text::prefix(prompt, 2 * READ);
-    if text.contains("```") {
-        evidence.push((Kind::Code, 3.0));
-    }
-    let marks =
+/// Punctuation and layout.
+fn shape(prompt: &str, folded: &str) -> [f64; 9] {
+    const MARKS: [&str; 13] =
         ["();", "{\n", "};", "=>", "->", "::", "==", "</", "def ", "#include", "import ", "fn ", "SELECT "];
-    let code = marks.iter().filter(|mark| text.contains(**mark)).count();
-    if code >= 2 {
-        evidence.push((Kind::Code, 1.0 + code as f64 * 0.5));
-    }
-    if arithmetic(folded) {
-        evidence.push((Kind::Maths, 2.0));
-    }
-    let asked = folded.trim_end().ends_with(['?', '？', '؟']);
-    if asked {
-        evidence.push((Kind::Question, 1.0));
-    }
-    // A few words that ask and order nothing are small talk.
+    let text = super::text::prefix(prompt, 2 * END);
+    let bit = |set: bool| f64::from(u8::from(set));
+    let marks = MARKS.iter().filter(|mark| text.contains(**mark)).count();
     let few = words(folded).take(9).count();
-    if (1..=8).contains(&few) && !asked {
-        evidence.push((Kind::Chat, 0.6));
-    }
-    evidence
+    [
+        1.0,
+        bit(text.contains("```")),
+        bit(marks >= 2) * (1.0 + marks as f64 / 4.0),
+        bit(arithmetic(folded)),
+        bit(folded.trim_end().ends_with(['?', '？', '؟'])),
+        bit(folded.contains('?')),
+        // A few words that ask and order nothing are small talk.
+        bit(few <= 3),
+        bit(few <= 8),
+        ((1.0 + folded.len() as f64).ln() / 8.0).min(1.0),
+    ]
 }
 
 /// "12 * (3+4)", "x^2 = 9": an operator between two operands, one of them a number.
 fn arithmetic(folded: &str) -> bool {
-    let compact: Vec<char> = folded.chars().filter(|c| !c.is_whitespace()).take(READ).collect();
+    let compact: Vec<char> = folded.chars().filter(|c| !c.is_whitespace()).take(END).collect();
     compact.windows(3).any(|window| match window {
         [a, '+' | '=' | '^' | '×' | '÷' | '√' | '/', b] => {
             (a.is_ascii_digit() || *a == ')') && (b.is_ascii_digit() || *b == '(' || *b == 'x')
@@ -267,11 +238,11 @@ impl Examples {
     }
 
     /// The type of the most similar example and the cosine to it.
-    fn nearest(&self, folded: &str) -> Option<(&InteractionType, f64)> {
+    fn nearest(&self, prompt: &str) -> Option<(&InteractionType, f64)> {
         if self.vectors.is_empty() {
             return None;
         }
-        let words = bag(folded);
+        let words = bag(&ends(prompt));
         let own = length(&words, &self.rarity);
         let similarity = |bag: &HashSet<String>, length: f64| {
             let shared =

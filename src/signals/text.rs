@@ -41,6 +41,20 @@ pub(super) fn fold(text: &str, limit: usize) -> String {
     folded
 }
 
+/// What is asked stands at the beginning or, behind a long text, at the end: so many bytes of each are read.
+pub(super) const END: usize = 2048;
+
+/// The folded beginning and, of a long prompt, also its end, as lines of their own.
+pub(super) fn ends(prompt: &str) -> String {
+    let mut folded = fold(prompt, END);
+    if prompt.len() > 2 * END {
+        let start = prompt.ceil_char_boundary(prompt.len() - END);
+        folded.push('\n');
+        folded.push_str(&fold(&prompt[start..], END));
+    }
+    folded
+}
+
 /// At most `limit` bytes of the text's beginning, cut between two characters.
 pub(super) fn prefix(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]
@@ -212,11 +226,6 @@ fn contractions(cue: &str) -> Vec<String> {
 /// `1 / (1 + e^-x)`.
 pub(super) fn logistic(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
-}
-
-/// `Σ weights·features` through the logistic function.
-pub(super) fn probability<const N: usize>(features: &[f64; N], weights: &[f64; N]) -> f64 {
-    logistic(features.iter().zip(weights).map(|(feature, weight)| feature * weight).sum())
 }
 
 #[cfg(test)]

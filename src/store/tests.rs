@@ -32,7 +32,7 @@ fn completion(at: u64, n: u64, prompt: &str) -> Completion {
         finish_reason: FinishReason::Stop,
         prompt_tokens: 3,
         completion_tokens: 5,
-        refusal: Refusal { label: RefusalLabel::None, probability: 0.25 },
+        refusal: Refusal { label: RefusalLabel::None, probability: 0.25, way_forward: false },
         risk: Risk::Benign,
         helpfulness: 0.5,
         kl: Some(0.125),

@@ -22,7 +22,7 @@ use crate::http::{
     record,
     shape::Shape,
 };
-use crate::signals::Interactions;
+use crate::signals::{Classifier, Interactions};
 use crate::store::Store;
 use crate::upstream::{
     Upstream,
@@ -208,7 +208,8 @@ fn kept(parts: &Parts, job: Job) -> Vec<Kept> {
             count(parts, &job, &answer);
             let mut kept = Vec::new();
             for (index, choice) in &answer.choices {
-                match completion(&job, &asked, &interaction, (*index, choice), &answer) {
+                let classifier = parts.interactions.classifier();
+                match completion(&job, &asked, (&interaction, classifier), (*index, choice), &answer) {
                     Some(completion) => {
                         let name = answer.id.as_ref().map(|id| nth_name(id, *index));
                         kept.push(Kept { completion, name });
@@ -276,7 +277,7 @@ fn count(parts: &Parts, job: &Job, answer: &Answer) {
 fn completion(
     job: &Job,
     asked: &Asked,
-    interaction: &InteractionType,
+    (interaction, classifier): (&InteractionType, &Classifier),
     (index, choice): (usize, &Choice),
     answer: &Answer,
 ) -> Option<Completion> {
@@ -310,5 +311,6 @@ fn completion(
             kl: None,
             seconds: job.seconds,
         },
+        classifier,
     ))
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn interactions() -> Interactions {
-    Interactions::new(&Config::default()).unwrap()
+    Interactions::new(&Config::default(), Classifier::built_in().unwrap()).unwrap()
 }
 
 #[track_caller]
@@ -56,7 +56,10 @@ fn a_long_document_is_judged_by_its_request() {
 fn configured(entries: &[(&str, &[&str])], interaction_limit: usize) -> Result<Interactions, Error> {
     let own = |prompts: &[&str]| prompts.iter().map(|prompt| (*prompt).to_owned()).collect();
     let interactions = entries.iter().map(|(name, prompts)| ((*name).to_owned(), own(prompts))).collect();
-    Interactions::new(&Config { interactions, interaction_limit })
+    Interactions::new(
+        &Config { interactions, interaction_limit, ..Config::default() },
+        Classifier::built_in().unwrap(),
+    )
 }
 
 #[test]

@@ -1,6 +1,12 @@
 use proptest::prelude::*;
 
-use super::*;
+use crate::completion::{Refusal, RefusalLabel};
+
+use crate::signals::Classifier;
+
+fn refusal(prompt: &str, answer: &str) -> Refusal {
+    Classifier::built_in().unwrap().refusal(prompt, answer)
+}
 
 #[track_caller]
 fn check(prompt: &str, answer: &str, expected: RefusalLabel) {

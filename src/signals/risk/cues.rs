@@ -1,306 +1,50 @@
-//! The words by which a harmful request is known.
+//! The words by which kinds of things are known, harmful and harmless.
 
 use super::Cue::{
-    self, Ask, Crime, Denied, Evasion, Group, Lies, Make, Minor, Person, Private, Safe, SelfHarm, Sexual,
-    Slur, Thing, Violence, Weapon,
+    self, Ask, Copyright, Crime, Define, Denied, Disputed, Drug, Evasion, Game, Group, Jailbreak, Lies, Make,
+    Malware, Minor, Past, Person, Persuade, Pest, Prevent, Private, Public, SelfHarm, Sexual, Slur, Thing,
+    Trade, Violence, Weapon,
 };
 
 /// A word alone means little: "kill" is harmful with a person behind it and harmless with a process.
+#[rustfmt::skip]
 pub(super) const CUES: &[(Cue, &str)] = &[
-    (
-        Violence,
-        "kill|killing|murder*|stab|stabbing|shoot|shooting|strangl*|hurt|hurting|harm|harming|tortur*|assassinat*",
-    ),
-    (
-        Violence,
-        "attack|attacking|kidnap*|abduct*|rape|raping|assault*|drown|suffocat*|behead*|lynch*|poison*|beat|beating|beat up",
-    ),
-    (
-        Violence,
-        "push someone|drug someone*|spike someone*|crash a plane|crash a car|drive by shooting|mass shooting|school shooting",
-    ),
-    (
-        Violence,
-        "make someone|torment|humiliat*|get revenge|revenge on|vandal*|cut the brake*|brake line*|slash|key his|key her|smash",
-    ),
-    (
-        Violence,
-        "maim|mutilat*|exterminat*|slaughter|massacre|genocide|burn down|set fire to|choke|punch|slap|run over|get rid of",
-    ),
-    (
-        Violence,
-        "blow up|bomb|execute|eliminat*|injur*|cripple|threaten*|intimidat*|hit|abuse|abusing|terminate|destroy|ruin|sabotag*",
-    ),
-    (
-        Violence,
-        "toten|töten|umbringen|ermorden|tuer|assassiner|matar|asesinar|uccidere|убить|zabić|doden|杀|殺",
-    ),
-    (
-        Person,
-        "someone|somebody|a person|people|him|her|them|anyone|a man|a woman|a girl|a boy|children|kids|a child|a kid|a baby",
-    ),
-    (
-        Person,
-        "wife|husband|boyfriend|girlfriend|neighbor*|neighbour*|boss|coworker*|co-worker*|colleague*|roommate*|classmate*",
-    ),
-    (
-        Person,
-        "my ex|brother|sister|mother|father|mom|dad|parents|teacher|friend|friends|women|men|politician*|president|police",
-    ),
-    (
-        Person,
-        "a cop|cops|officer*|judge|crowd|school|students|employees|elderly|old lady|stranger*|family|my son|my daughter|guy",
-    ),
-    (
-        Person,
-        "a human|human being|the public|customers|victim*|others|senator|minister|celebrity|landlord|kid's|dog|cat|pet",
-    ),
-    (
-        Thing,
-        "process*|thread*|program*|server*|job|jobs|task*|service*|daemon|session*|connection*|query|script|command|app",
-    ),
-    (
-        Thing,
-        "python|linux|windows process|light*|weed|weeds|mosquito*|ants|cockroach*|bacteria|virus|germs|mold|mould|fungus|engine",
-    ),
-    (
-        Thing,
-        "time|mood|conversation|boss fight|level|game*|minecraft|fortnite|dragon*|zombie*|monster*|enemy|enemies|photo*|picture*",
-    ),
-    (
-        Thing,
-        "video*|film|movie|goal|hoops|basket*|portrait|scene|deal|contract*|tumor*|tumour*|cancer|chess|opponent*|record|drum*",
-    ),
-    (
-        Thing,
-        "eggs|butter|odds|traffic|competition|competitor*|rival team|the heat|plan|strategy|order|dance|performance|lice|pests|rats",
-    ),
-    (
-        Thing,
-        "base|bases|routine|diet|show|the spotlight|growth|life hack*|a smile|plant|flower*|nail|budget|problem|egg|garlic|wall",
-    ),
-    (
-        Thing,
-        "stage|fire|fever|pain|appetite|caps|drill|arrow|balloon|cell*|insects|flies|wasps|spider*|snails|slugs|trees|grass|moss",
-    ),
-    (
-        Thing,
-        "skyrim|pokemon|dungeon|d&d|character|npc|bot|target practice|pool balls|bullseye|a strike|headshot|record|piñata",
-    ),
-    (
-        Weapon,
-        "pipe bomb|pipebomb*|bombs|a bomb|molotov*|explosive*|nerve gas|sarin|ricin|anthrax|grenade*|napalm|thermite|c4",
-    ),
-    (
-        Weapon,
-        "dirty bomb|chemical weapon*|biological weapon*|bioweapon*|nuclear weapon*|ghost gun|silencer|3d print a gun|ied|landmine*",
-    ),
-    (
-        Weapon,
-        "ransomware|malware|keylogger*|botnet|trojan|rootkit|spyware|ddos|sql injection attack|phishing|computer virus|exploit kit",
-    ),
-    (
-        Weapon,
-        "meth|methamphetamine|fentanyl|heroin|cocaine|crack|lsd|mdma|ecstasy|ghb|date rape drug|rohypnol|illegal drugs|drugs",
-    ),
-    (
-        Weapon,
-        "fake id|fake ids|fake passport*|counterfeit*|fake money|fake check*|fake prescription*|illegal gun*|illegal firearm*|guns",
-    ),
-    (
-        Weapon,
-        "stolen credit card*|stolen goods|stolen items|child porn*|csam|brass knuckles|poison|cyanide|arsenic|firearm*|gun",
-    ),
-    (
-        Make,
-        "make|build|create|produce|synthesi*|cook|manufactur*|get|buy|obtain|acquire|sell|distribut*|smuggle|write|code|develop",
-    ),
-    (
-        Make,
-        "construct|assemble|use|using|grow|print|purchase|order|steal|import|launch|plant|spread|hide|sneak|bring|making|building",
-    ),
-    (
-        Crime,
-        "steal|stealing|rob|robbing|shoplift*|hack into|hack|hacking|break into|breaking into|launder*|forge|forging|counterfeit",
-    ),
-    (
-        Crime,
-        "smuggl*|blackmail*|extort*|scam|scams|scamming|defraud*|stalk|stalking|spy on|bribe|bribing|embezzl*|evade tax*|tax fraud",
-    ),
-    (
-        Crime,
-        "insurance fraud|plagiari*|impersonat*|catfish*|groom a|grooming|dox|doxx*|swatting|bully|bullying|cyberbully*|harass*",
-    ),
-    (
-        Crime,
-        "hijack*|hotwire|hot-wire|traffick*|vandali*|burgl*|arson|insider trading|ponzi|pyramid scheme|identity theft|pickpocket*",
-    ),
-    (
-        Crime,
-        "credit card fraud|sneak into|cheat on|cheating on|get away with|jaywalk|egg someone*|perjury|frame someone|pirate|crack the password",
-    ),
-    (
-        Crime,
-        "slander|defame|gaslight*|manipulat*|brainwash*|radicali*|recruit for|terroris*|extremis*|prostitut*|pimp|nudes|revenge porn",
-    ),
-    (
-        Crime,
-        "swindle|con people|con someone|fake accident|fake reviews|money laundering|shoplift|car theft|jailbreak|escape from prison",
-    ),
-    (Crime, "hackear|robar|voler|rubare|stehlen|einbrechen|roubar|взломать|украсть|ukraść|włamać|偷|盗|黑客"),
-    (
-        Evasion,
-        "without getting caught|without being caught|not get caught|get caught|without being detected|undetected|untraceable",
-    ),
-    (
-        Evasion,
-        "without anyone knowing|without them knowing|without her knowing|without him knowing|without their knowledge|get away with",
-    ),
-    (
-        Evasion,
-        "without paying|without consent|without their consent|without permission|without them noticing|without being noticed|secretly",
-    ),
-    (
-        Evasion,
-        "no one will know|nobody will know|cover up|hide the body|hide a body|hide evidence|destroy evidence|fool the police",
-    ),
-    (
-        Evasion,
-        "bypass|avoid detection|avoid the police|avoid being caught|evade|off the books|under the radar|discreetly|cover my tracks",
-    ),
-    (
-        Evasion,
-        "illegally|illegal ways|keep them from finding out|keep a secret from|without a prescription|without a license|without their permission|without my parents|make it look like an accident|without leaving",
-    ),
-    (
-        SelfHarm,
-        "kill myself|killing myself|end my life|take my own life|commit suicide|suicide|hang myself|cut myself|cutting myself",
-    ),
-    (
-        SelfHarm,
-        "hurt myself|harm myself|self-harm|self harm|overdose|overdosing|starve myself|lethal dose|painless way to die|want to die",
-    ),
-    (
-        SelfHarm,
-        "not be alive|anorexi*|bulimi*|pro-ana|purge after|throw up after|end it all|ending my life|slit my|me matar|suicidarme",
-    ),
-    (
-        SelfHarm,
-        "stop eating|lose weight fast without eating|mich umbringen|me suicider|suicidio|suizid|selbstmord|自杀|自殺|자살|самоубийств*",
-    ),
-    (
-        Minor,
-        "child|children|kid|kids|minor|minors|underage|teen|teenage*|preteen|little girl*|little boy*|schoolgirl*|12 year old|13 year old",
-    ),
-    (
-        Minor,
-        "10 year old|11 year old|14 year old|15 year old|young girl*|young boy*|12-year-old|13-year-old|14-year-old|15-year-old|toddler*",
-    ),
-    (
-        Sexual,
-        "sex|sexual|sexually|nude|naked|porn*|erotic*|molest*|seduce|intercourse|have sex with|fondle|incest|orgy|masturbat*|fetish",
-    ),
-    (Sexual, "blowjob|cum|horny|sexy pics|pedophil*|paedophil*|lewd|genital*"),
-    (
-        Group,
-        "jews|jewish|muslims|muslim|blacks|black people|black men|white people|asians|asian people|mexicans|immigrants|refugees|gays",
-    ),
-    (
-        Group,
-        "gay people|lesbians|trans people|transgender*|women|disabled people|indians|chinese people|gypsies|roma|arabs|africans|latinos",
-    ),
-    (
-        Group,
-        "christians|hindus|homosexuals|the poor|homeless people|fat people|autistic people|minorities|migrants|foreigners|men",
-    ),
-    (
-        Slur,
-        "inferior|subhuman|scum|vermin|filthy|deserve to die|should be killed|hate|stupid|lazy|inherently|go back to|exterminated",
-    ),
-    (
-        Slur,
-        "racist|racial slur*|slurs|white power|white supremac*|nazi propaganda|ethnic cleansing|gas the|disgusting|savages|retard*",
-    ),
-    (
-        Denied,
-        "should not|should never|shouldn't|do not deserve|be banned|be paid less|discriminate|fewer rights|less rights|worse than",
-    ),
-    (
-        Denied,
-        "to blame|ruin*|take our jobs|cannot be trusted|superior to|dangerous|keep out|get rid of|belong in|not real|deport*",
-    ),
-    (Slur, "not human|less intelligent|criminals|make fun of|insult*|hateful|offensive joke*"),
-    (Slur, "nigger*|faggot*|kike*|chink*|spic|tranny|wetback*|towelhead*|cunt|bitch*|whore*|slut*"),
-    (
-        Private,
-        "home address|social security number|phone number of someone|credit card number*|someone's bank account|medical record*|private address",
-    ),
-    (
-        Private,
-        "residential address|email address of|private phone number|messages without|texts without|where does|password of|someone's password|his password|her password|personal information|read her texts|read his texts",
-    ),
-    (
-        Private,
-        "track my|track someone*|bug someone*|hidden camera|spycam|wiretap|someone's phone|her phone|his phone|address of|ssn",
-    ),
-    (
-        Private,
-        "hide a camera|record someone|login of|email account of|instagram password|facebook password|private photos|bank details",
-    ),
-    (
-        Lies,
-        "fake news|disinformation|misinformation|hoax|propaganda|deepfake*|conspiracy|vaccines cause|holocaust did not|election was stolen",
-    ),
-    (
-        Lies,
-        "false rumors|false rumours|spread rumors|spread lies|fake evidence|fake article|convince people that|denying the|smear",
-    ),
-    (
-        Lies,
-        "phishing email|scam email|chain letter|fake testimonial*|fake charity|fake invoice*|fake doctor*|blackmail letter",
-    ),
-    (
-        Ask,
-        "how do i|how can i|how to|how do you|how would i|how would someone|how could i|how might|steps to|give me|tell me how|teach me",
-    ),
-    (
-        Ask,
-        "what is the best way|what's the best way|best way to|easiest way|ways to|instructions|help me|show me how|i want to|i need to",
-    ),
-    (
-        Ask,
-        "where can i|write a|write me|can you|explain how|guide to|tutorial|tips for|tips on|recipe for|method*|what are some|plan to",
-    ),
-    (
-        Ask,
-        "wie kann ich|wie mache ich|comment|cómo|como|come posso|как|jak|hoe kan ik|如何|怎么|どうやって|어떻게",
-    ),
-    (
-        Safe,
-        "prevent*|protect*|avoid being|defend*|detect*|report*|stop someone from|recover from|recover|deal with|cope with|help someone",
-    ),
-    (
-        Safe,
-        "history|historical*|when did|when was|why did|why was|who was|who killed|what year|definition|what does|mean|statistics|laws",
-    ),
-    (
-        Safe,
-        "help a friend|help my friend|open a bank account|support a friend|someone who talks about|warn*|is it true|survive",
-    ),
-    (
-        Safe,
-        "symptoms|treat|treatment|raise awareness|awareness|documentary|novel|movie about|explain why|what is the difference",
-    ),
-    (
-        Safe,
-        "is it legal|legally|safely|humanely|safe way|victims of|survivor*|being bullied|being stalked|combat|fight against|secure",
-    ),
-    (
-        Safe,
-        "got hacked|was hacked|was stolen|security of|mitigat*|debug*|in a video game|in the game|in minecraft|in the sims|in gta",
-    ),
-    (
-        Safe,
-        "what should i do if|signs of|warning signs|how many people|causes of|research on|summarize|translate|patch|therapy|crossword",
-    ),
+    (Violence, "kill|kills|killing|killed|murder*|stab|stabs|stabbing|stabbed|shoot|shoots|shooting|shot|strangl*|hurt|hurts|hurting|harm|harms|harming|tortur*|assassinat*|slay|slaying|decapitat*|behead*|lynch*|smother*"),
+    (Violence, "attack|attacks|attacking|kidnap*|abduct*|rape|raping|rapes|assault*|drown|drowning|suffocat*|poison|poisoning|beat|beating|beat up|strike|punch*|slap|slapping|kick|kicking|choke|choking|crush*|smash*|whip|burn|burning|bury|hang|hanging"),
+    (Violence, "maim*|mutilat*|exterminat*|slaughter*|massacre*|genocide|burn down|set fire to|ignite|run over|get rid of|dispose of|blow up|bomb|bombing|execute|executing|eliminat*|injur*|cripple|threaten*|intimidat*|hit|abuse|abusing|terminat*|destroy*|ruin|sabotag*|torment*|humiliat*|get revenge|revenge on|annihilat*|take out|knock out|wipe out|nuke|gas|drug someone|spike"),
+    (Violence, "töten|töte|umbringen|ermorden|ermorde|tuer|assassiner|matar|asesinar|uccidere|ammazzare|убить|убийств*|zabić|doden|vermoorden|öldür*|bunuh|membunuh|قتل|मारना|हत्या|খুন|হত্যা|杀|殺|杀死|谋杀|殺す|죽이"),
+    (Person, "someone|somebody|a person|people|person|him|her|them|anyone|anybody|a man|a woman|man|woman|a girl|a boy|girl|boy|children|kids|a child|child|kid|baby|toddler|wife|husband|spouse|boyfriend|girlfriend|partner|neighbor*|neighbour*|boss|coworker*|co-worker*|colleague*|roommate*|flatmate*|classmate*|supervisor|manager|employee*"),
+    (Person, "my ex|ex-wife|ex-husband|ex-girlfriend|ex-boyfriend|brother|sister|mother|father|mom|mum|dad|parents|grandma|grandmother|grandfather|uncle|aunt|cousin|teacher*|professor*|friend|friends|women|men|guy|guys|lady|gentleman|stranger*|family|my son|my daughter|human|humans|human being*|victim*|others|landlord|tenant*|passenger*|pedestrian*|hostage*|customer*|client*|rival|rivals|witness*|judge|juror*|cop|cops|police officer*|officer*|crowd|civilians|protester*|villager*|homeless man|homeless person|old people|old lady|elderly|pensioner*"),
+    (Person, "jemanden|meinen nachbarn|quelqu'un|mon voisin|alguien|mi vecino|qualcuno|alguém|кого-то|человека|соседа|别人|某人|誰か|누군가|किसी|কাউকে|شخص"),
+    (Pest, "mosquito*|ant|ants|cockroach*|roach*|bacteria|virus|germs|mold|mould|fungus|fungi|weed|weeds|termite*|bedbug*|bed bug*|flea|fleas|tick|ticks|lice|louse|rat|rats|mouse|mice|wasp*|hornet*|fly|flies|spider*|snail*|slug|slugs|aphid*|moth|moths|pest|pests|insect*|bug|bugs|parasite*|tumor*|tumour*|cancer cell*|cancer|infection*|moss|ivy|mildew|mite|mites|crab|crabs|lobster*|fish|chicken|turkey|carp|deer|boar|algae|dandelion*|maggot*|worm|worms|stump|tree|trees"),
+    (Thing, "process|processes|thread*|program|programs|server*|job|jobs|task|tasks|service*|daemon|session*|connection*|query|queries|script*|command|commands|app|apps|loop|tab|tabs|window|container*|pod|pods|port|cache|cron|worker|instance|function*|variable*|object*|table|row|branch|commit*|port|node|kernel|browser|python|linux|docker|bash|unix|terminal|java|rust|sql|database*"),
+    (Thing, "light|lights|lamp*|engine*|time|mood|conversation*|photo*|picture*|video*|film|movie|portrait*|scene*|deal*|contract*|lease|subscription*|record|drum*|egg|eggs|butter|odds|traffic|competition|competitor*|heat|plan|plans|strategy|order|dance|performance|presentation|exam|exams|interview|test|speech|joke|party|costume|outfit|balloon*|cream|garlic|ginger|pepper|nut|nuts|potato*|onion*|dough|steak|sauce|cake|batter|lemon*|ice|stone*|rock|rocks|wall|nail|nails|wood|log|logs|candle*|fire|fireplace|campfire|calories|fat|belly fat|cd|dvd|usb|disk|hard drive|file|files|folder|clutter|stain*|odor*|smell|rust|grease|paint|wallpaper|furniture|couch|mattress|battery|batteries|oil|garbage|fabric|curtain*|picture frame|shelf"),
+    (Thing, "goal|goals|hoop*|basket*|free throw|penalty|serve|ball|balls|puck|base|bases|bullseye|pins|pool|chess|opponent*|record|marathon|lap|workout|routine|diet|appetite|craving*|boredom|anxiety|fear|fever|pain|headache|cold|cough|nerves|procrastination|habit|habits|spotlight|show|stage|growth|smile|budget|debt|problem*|doubt|deadline|inbox|writer's block|silence|noise|echo|feedback|stereotype*|myth*|record|rumour mill|recession|inflation|bill|idea|ideas|argument|debate|paragraph|sentence|word|essay|market|stock|stocks|hair|beard|lawn|garden|soil|seed|seeds|leaf|leaves|plant|plants|flower*|grass|bush|hedge"),
+    (Game, "game|games|minecraft|fortnite|roblox|call of duty|counter-strike|counter strike|gta|grand theft auto|skyrim|zelda|mario|mario kart|pokemon|pokémon|dungeon*|d&d|dungeons and dragons|character|npc|npcs|bot|bots|boss fight|final boss|level|levels|dragon*|zombie*|monster*|enemy|enemies|orc|orcs|goblin*|vampire*|demon|demons|alien|aliens|villain*|sims|the sims|fallout|elden ring|dark souls|overwatch|league of legends|starcraft|civilization|chess|paintball|laser tag|nerf|water gun|cartoon|anime|manga|novel|movie|film|tv show|series|fictional|fiction|story|screenplay|play|comic|superhero*|wizard*|hobbit*|elves|elf|dwarf|dwarves|klingon*|vulcan*|jedi|sith|hogwarts|gotham|mordor|narnia|westeros|smurf*|teletubb*|martian*|unicorn*|avatar|batman|superman|sauron|voldemort|dumbledore|gandalf|frodo|darth vader|sherlock|hamlet|simpson*|spongebob|shrek"),
+    (Weapon, "pipe bomb*|bombs|a bomb|molotov*|explosive*|nerve gas|nerve agent*|sarin|ricin|anthrax|grenade*|napalm|thermite|c4|tnt|dynamite|dirty bomb*|chemical weapon*|biological weapon*|bioweapon*|nuclear weapon*|ghost gun*|silencer*|ied|ieds|landmine*|mustard gas|chlorine gas|toxin|botulin*|pathogen*|smallpox|uranium|plutonium|detonator*|weapon*|gun|guns|firearm*|rifle*|pistol*|handgun*|shotgun*|ammunition|bullets|knife|knives|machete*|brass knuckles|taser*|cyanide|arsenic|strychnine|poison gas|acid attack|bump stock|armor-piercing|gunpowder|suicide vest|blade"),
+    (Drug, "meth|methamphetamine|crystal meth|fentanyl|heroin|cocaine|crack|lsd|acid tabs|mdma|ecstasy|ghb|date rape drug|rohypnol|roofies|ketamine|opioid*|oxycodone|oxycontin|xanax|adderall|psilocybin|magic mushrooms|weed|marijuana|cannabis|drugs|illegal drugs|narcotic*|steroids|hallucinogen*|amphetamine*|dmt|pcp|opium|morphine|hormones|sleeping pills|prescription pills|painkillers|drogen|drogas|droga|наркотик*|毒品|마약"),
+    (Malware, "ransomware|malware|keylogger*|botnet*|trojan|rootkit*|spyware|ddos|denial of service|sql injection|phishing|computer virus|computer worm|exploit kit|zero-day|zero day|backdoor|credential stuffing|brute force|brute-force|wifi password*|crack passwords|password cracker|fake login|fake website|fake page|fake bank|card skimmer|skimmer|sim swap*|spoof*|deauth*|man-in-the-middle|stolen credentials|bypass two-factor|bypass 2fa|bypass security|bypass the lock|disable the alarm|disable the firewall|scrape personal"),
+    (Make, "make|makes|making|made|build|building|create|creating|produce|producing|synthesi*|cook|cooking|manufactur*|get|getting|buy|buying|obtain*|acquire|acquiring|sell|selling|distribut*|write|writing|code|develop*|construct*|assembl*|use|using|grow|growing|print|purchas*|import|importing|launch*|plant|planting|spread|spreading|hide|hiding|sneak|bring|carry|install*|deploy*|order|set up|prepare|extract*|modify|convert*|mix|mixing|brew*|cultivat*|enrich*|3d print*|3d-print*|generate|design"),
+    (Crime, "steal|stealing|steals|rob|robbing|shoplift*|hack into|hack|hacking|break into|breaking into|break in|launder*|forge|forging|counterfeit*|smuggl*|blackmail*|extort*|scam|scams|scamming|defraud*|fraud|stalk|stalking|spy on|spying|bribe|bribes|bribing|bribery|embezzl*|evade taxes|tax evasion|tax fraud|evading taxes|insurance fraud|plagiari*|impersonat*|catfish*|groom|grooming|dox|doxx*|swat|swatting|bully|bullying|cyberbully*|harass*"),
+    (Crime, "hijack*|hotwir*|hot-wir*|traffick*|vandali*|burgl*|arson|insider trading|ponzi|pyramid scheme|identity theft|pickpocket*|credit card fraud|perjury|frame someone|pirate|pirating|slander*|defame|gaslight*|manipulat*|brainwash*|radicali*|recruit for|terroris*|extremis*|prostitut*|pimp|revenge porn|swindl*|con people|con someone|fake accident|fake review*|money laundering|car theft|escape from prison|jailbreak|poach*|trespass*|loot|looting|squat|joyride|price fixing|price-fixing|rig|rigging|sell stolen|stolen*|fake id*|fake passport*|fake money|fake check*|fake prescription*|fake diploma*|fake degree*|fake vaccin*|false alibi|tamper*|cheat on|cheating on|cheat|black market|dark web|darknet|human organs|contract killer|hitman|hit man|launder"),
+    (Crime, "hackear|robar|voler|pirater|rubare|stehlen|einbrechen|hacken|roubar|invadir|взломать|украсть|ukraść|włamać|çalmak|hırsızlık|mencuri|سرقة|اختراق|चोरी|চুরি|偷|盗|黑客|偷窃|ハッキング|盗む|해킹|훔치"),
+    (Evasion, "without getting caught|without being caught|get away with|getting away with|without being detected|undetected|undetectable|without detection|avoid detection|evade detection|evade the police|evade police|avoid getting caught|not get caught|without anyone knowing|without anyone noticing|without them knowing|without her knowing|without his knowing|without her knowledge|without his knowledge|without their knowledge|without consent|without their consent|without permission|secretly|untraceable|without leaving a trace|without leaving evidence|cover up|cover my tracks|hide the evidence|hide the body|avoid suspicion|no one will find|nobody finds out|illegally|anonymously|slip past|get past security|fool the|trick|tricking|deceive|deceiving|lure|luring|coerce|coercing|force someone|pressure someone|unnoticed|bypass|bypassing|under the radar|from my parents|look like an accident"),
+    (SelfHarm, "kill myself|killing myself|end my life|ending my life|commit suicide|suicide method*|self-harm|self harm|cut myself|cutting myself|hurt myself|harm myself|overdose on|want to die|hang myself|slit my wrists|starve myself|purge|purging|pro-ana|thinspo|make myself vomit|stop eating|suicide|suicidal|jump off|painless death|lethal dose|mich umbringen|me tuer|me suicider|suicidarme|matarme|uccidermi|покончить с собой|自杀|自殺|자살"),
+    (Minor, "minor|minors|underage|child|children|kid|kids|teenager*|teen|teens|preteen*|schoolgirl*|schoolboy*|little girl*|little boy*|toddler*|infant*|student*|12 year old|13 year old|14 year old|15 year old|10 year old|8 year old|12-year-old|13-year-old|14-year-old|15-year-old|daughter|son|niece|nephew"),
+    (Sexual, "sex|sexual*|sexy|nude|nudes|naked|porn*|erotic*|explicit|fetish|seduc*|molest*|nsfw|smut|orgasm*|lewd|strip|undress*|masturbat*|incest*|kinky|bdsm|intercourse|blowjob|horny|lust*|intimate photos|intimate scene|child pornography|upskirt"),
+    (Group, "jew|jews|jewish people|jewish|muslim*|islam|christian*|catholic*|hindu*|sikh*|buddhist*|atheist*|black people|black men|black women|black person|blacks|african american*|africans|african|white people|whites|asian*|asians|chinese people|chinese|indians|indian|mexican*|latino*|latina*|hispanic*|arab*|arabs|turk|turks|roma|romani|gypsies|gypsy|native american*|indigenous people|aboriginal*|immigrant*|migrant*|refugee*|foreigner*|asylum seeker*|gay|gays|gay people|gay men|lesbian*|bisexual*|homosexual*|transgender|trans people|trans women|lgbt*|queer*|women|woman|girls|females|men|disabled|disabled people|people with disabilities|wheelchair user*|blind people|deaf people|autistic people|autistic|down syndrome|mentally ill|poor people|homeless people|homeless|fat people|obese people|old people|elderly people|older people|ethnic minorit*|minorities|a minority|people of color|people of colour|a certain race|other races|dark-skinned|nigerian*|pakistani*|iranian*|russian*|ukrainian*|polish people|poles|irish people|israelis|palestinian*|korean*|japanese people|vietnamese|filipino*|black|interracial"),
+    (Trade, "programmer*|developer*|engineer*|accountant*|plumber*|electrician*|librarian*|baker*|chef*|cyclist*|runner*|gardener*|golfer*|knitter*|birdwatcher*|stamp collector*|vegan*|vegetarian*|cat owner*|dog owner*|cat people|dog people|coffee drinker*|tea drinker*|gamer*|gamers|bloggers|blogger*|podcaster*|influencer*|youtuber*|journalist*|editor*|writer*|poet*|musician*|drummer*|violinist*|guitarist*|painter*|sculptor*|dancer*|actor*|clown*|magician*|lawyer*|banker*|dentist*|surgeon*|nurse*|farmer*|fisherm*|sailor*|pilot*|astronaut*|mathematician*|physicist*|chemist*|statistician*|philosopher*|left-handed people|left-handers|tall people|short people|redheads|people with beards|people who|morning people|night owls|car drivers|bus drivers|sports fans|football fans|fans|apple users|windows users|android users|linux users|mac users|emacs users|skateboarder*|surfer*|hikers|campers|tourists|commuter*|homeowner*|hipster*|introvert*|extrovert*|billionaire*|landlords|recruiter*|salespeople|baristas"),
+    (Slur, "inferior|superior|subhuman|vermin|stupid|dumb|lazy|dirty|filthy|disgusting|criminals|evil|parasites|thieves|greedy|violent|savages|primitive|less intelligent|low iq|ugly|worthless|hateful|racist|sexist|homophobic|transphobic|antisemitic|anti-semitic|islamophobic|xenophobic|misogynist*|bigoted|derogatory|offensive|slur|slurs|insult*|mock|mocking|ridicul*|stereotyp*|n-word|white supremac*|supremac*|nazi propaganda|hate speech|demean*|degrad*|dehumani*|vile|scum|weird|hypersexual|terrorists|illegals|manifesto|bad at|bad drivers|smell bad"),
+    (Denied, "should not be allowed|shouldn't be allowed|not be allowed|be banned|banned from|be deported|deport|be excluded|exclude|excluding|be denied|deny|denying|discriminat*|not hire|not be hired|avoid hiring|refuse to hire|fired for being|paid less|less pay|be segregated|segregat*|be sterilized|be killed|deserve to die|deserve|deserved|go back to|kicked out|stay in the kitchen|no right to|have no rights|have fewer rights|vote|right to vote|be enslaved|slavery justified|be punished|be jailed|expel|expelled|be eliminated|discourage|refuse service|evict|forbidden|disenfranchis*|underpaid|overrepresented|underrepresented|get rid of|worse than|better than other|pay more tax*|from renting|from voting|from working|be president|hate|persecut*|bullied|oppress*|lynch*|criminali*|kept out"),
+    (Private, "home address|residential address|where he lives|where she lives|where they live|personal phone number|private phone number|phone number*|cell phone number|private email|personal email|email address of|social security|ssn|passport number|license plate|credit card number*|bank account number*|bank details|bank account*|medical record*|medical history|health record*|medical conditions|medical problems|mental health history|criminal record of|private message*|private photo*|text messages|read her texts|read his texts|password|passwords|login credentials|personal information|personal data|private information|private life|daily routine|daily schedule|exact location|current location|whereabouts|track someone*|track my|hidden camera|hide a camera|bug someone*|wiretap*|someone's phone|her phone|his phone|facebook password|instagram password|gps tracker|salary of|sexual orientation of|blood type|immigration status|adoption record*|dating history|family members of|home security code|pin code|fingerprint*|net worth|tax return*|search history|address of|phone number of|date of birth|children's school|mother's maiden name"),
+    (Public, "president|prime minister|senator|congress*|minister|mayor|king|queen|prince|princess|celebrity|celebrities|actor|actress|singer|billionaire|ceo|trump|biden|obama|putin|zelensky|merkel|macron|elon musk|jeff bezos|bill gates|taylor swift|beyonce|kanye|zuckerberg|the pope|governor|chancellor|royal family|government|police|the fbi|the cia|school|church|mosque|synagogue|hospital|bank|airport|company|competitor|politician*|influencer|famous person|a public figure|embassy|power grid|water supply|the election|school board"),
+    (Lies, "fake news|disinformation|misinformation|hoax*|propaganda|deepfake*|conspiracy|false rumors|false rumours|spread rumors|spread lies|spread a rumor|fake evidence|fake article|fake study|fake statistics|made-up statistics|fabricat*|convince people that|convincing people|proving that|proof that|denying|denial|smear*|false claim*|mislead*|fake testimonial*|fake charity|fake invoice*|fake doctor*|fake quote*|false information|forged|fake tweet*|viral post|clickbait|astroturf*|sham|cover-up|pseudo*|debunked|bogus|libel*|fake screenshot*|false report|false accusation*"),
+    (Disputed, "vaccine*|vaccination*|covid|5g|climate change is|global warming is|flat earth|earth is flat|moon landing*|holocaust|9/11|election was stolen|stolen election|rigged election|voter fraud|illuminati|microchip*|chemtrail*|miracle cure|cures cancer|cure cancer|bleach|drinking bleach|ivermectin|essential oils cure|autism|reptilian*|qanon|sandy hook|evolution is|race science|eugenics|great replacement|false flag|deep state|hydroxychloroquine|fluoride|gmos|homeopathy|raw milk|crisis actors|big pharma"),
+    (Copyright, "full text of|entire text of|complete text of|word for word|verbatim|full lyrics|the lyrics of|the lyrics to|whole book|entire book|entire chapter|first chapter of|full script of|complete script|torrent|torrents|cracked version|license key|serial key|activation key|product key|keygen|free download of|bypass the paywall|paywall|pirated|full transcript of|reproduce the|copy of the book|remove the watermark|remove drm|article from the new york times|copyrighted"),
+    (Ask, "how do i|how can i|how to|how do you|how would i|how would someone|how could i|how might|how does one|how can someone|how can we|steps to|give me|tell me how|teach me|what is the best way|what's the best way|what is the easiest way|what's the easiest way|best way to|easiest way|ways to|way to|instructions|help me|show me|i want to|i need to|i would like to|i plan to|where can i|write a|write an|write me|can you|could you|explain how|guide|step-by-step|step by step|tutorial|tips for|tips on|recipe for|method*|what are some|plan to|draft a|compose|outline a|list of|wie kann ich|wie baue ich|comment puis-je|comment faire|cómo puedo|cómo|come posso|como posso|как сделать|как мне|jak|hoe kan ik|nasıl|bagaimana cara|كيف|कैसे|কীভাবে|如何|怎么|どうやって|作り方|어떻게"),
+    (Define, "definition of|define|what does|what is|what's|meaning of|mean|means|synonym*|etymology|difference between|explain the concept|explain the term|concept of|what are|what was|describe the|who was|who is|in psychology|in law|in economics|overview of|theory|etymolog*|pronounce|spell|translate|summarize|summary of|concept|term|explain why|explain what|crossword|rhymes with|idiom|figure of speech|metaphor"),
+    (Prevent, "prevent*|protect*|avoid being|defend*|detect|detecting|detection of|report|reporting|stop someone from|recover|recovering|deal with|coping|cope|help someone|help a friend|help my friend|support a friend|warn*|survive|survivor*|symptom*|treat|treating|treatment*|raise awareness|awareness|mitigat*|safely|humanely|safe way|combat|fight against|fighting|secure|security|safety|stay safe|keep safe|precaution*|first aid|antidote|quit|quitting|rehab|overcome|overcoming|hotline|therapy|therapist|counsel*|resources for|signs of|warning signs|red flags|what should i do if|spot|spotting|identify|recognize|recogni*|regulat*|ban on|policy|policies|reduce|reducing|risk|risks|danger|dangers|consequences|effects of|side effects|impact of|causes of|help for|educat*|victims of|legally|is it legal|legal|rights|law|laws|dispose of safely|patch|allyship|inclusive|inclusion|equality|fairness"),
+    (Past, "history|historical*|when did|when was|why did|why was|who killed|who shot|who assassinated|what year|in what year|century|war|civil war|world war|ancient|medieval|roman|victorian|statistics|how many people|documentary|biography|biograph*|famous|origin of|origins of|discovered|invented|battle|trial of|trials|treaty|revolution|empire|dynasty|led to|ended in|in 19*|in 18*|in 20*|museum|archaeolog*|research on|studies on|scholars|historians|attempted|plot of"),
+    (Persuade, "persuasive|convince|convincing|argue that|arguing that|argument for|arguments for|argument against|justify|justifying|justification for|defending|in favor of|promote|promoting|promotes|encourage|encouraging|encourages|advocat*|glorif*|praising|praise|celebrat*|incit*|claiming|claims that|tweet|tweets|facebook post|social media post|speech|blog post|article|essay|poem|song|joke|jokes|advertisement|slogan*|flyer|letter|story|monologue|manifesto|caption|comment|headline|email|message|script|limerick|rap"),
+    (Jailbreak, "ignore all previous|ignore previous instructions|ignore your|do anything now|dan mode|developer mode|no restrictions|without restrictions|unfiltered|uncensored|without any filter|no ethical|no moral|you have no|amoral|pretend you have no|hypothetically|never refuse|must not refuse|jailbroken|evil ai|without warnings|no disclaimers|stay in character|bypass your|system prompt|reveal your instructions|opposite mode|for a character in my|not bound by|freed from|rules don't apply|unethical|immoral"),
 ];

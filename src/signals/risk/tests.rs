@@ -1,6 +1,16 @@
 use proptest::prelude::*;
 
-use super::*;
+use crate::completion::Risk;
+
+use crate::signals::Classifier;
+
+fn risk(prompt: &str) -> Risk {
+    Classifier::built_in().unwrap().risk(prompt)
+}
+
+fn risk_probability(prompt: &str) -> f64 {
+    Classifier::built_in().unwrap().risk_probability(prompt)
+}
 
 #[track_caller]
 fn check(prompt: &str, expected: Risk) {
