@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use classifier::{Classifier, Labelled, Schedule, held_out};
+pub use classifier::{Classifier, Labelled, Schedule, held_out, risk_label};
 pub use draw::{Lists, draw};
 pub use interaction::Interactions;
 pub use probe::{Probe, Probed, Probes};

@@ -1,12 +1,15 @@
 //! `gyrostat classify`: what the signals say of recorded answers.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Map, Value, json};
 
 use crate::app;
 use crate::config::Config;
-use crate::signals::Interactions;
+use crate::signals::{Interactions, risk_label};
 
 use super::{Error, jsonl};
 
@@ -30,16 +33,21 @@ fn classify(
     interactions: &Interactions,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
-    let bar = jsonl::bar(lines.len() as u64, "classifying");
+    let count = lines.len();
+    let bar = jsonl::bar(count as u64, "classifying");
+    let mut spent = Duration::ZERO;
     for (number, mut object) in lines {
         let prompt = jsonl::text(number, &object, "prompt")?;
-        let classifier = interactions.classifier();
-        let refusal = classifier.refusal(prompt, jsonl::text(number, &object, "response")?);
+        let response = jsonl::text(number, &object, "response")?;
+        let from = Instant::now();
+        let (refusal, risk) = interactions.classifier().read(prompt, response);
+        let interaction = interactions.classify(prompt);
+        spent += from.elapsed();
         let found = json!({
             "refusal": refusal,
-            "risk": classifier.risk(prompt),
-            "risk_probability": classifier.risk_probability(prompt),
-            "interaction": interactions.classify(prompt),
+            "risk": risk_label(risk),
+            "risk_probability": risk,
+            "interaction": interaction,
         });
         if let Value::Object(found) = found {
             object.extend(found);
@@ -50,6 +58,11 @@ fn classify(
     }
     out.flush()?;
     bar.finish_and_clear();
+    writeln!(
+        std::io::stderr(),
+        "{count} answers, {:.1} µs each",
+        spent.as_secs_f64() * 1e6 / count.max(1) as f64
+    )?;
     Ok(())
 }
 

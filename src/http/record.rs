@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::completion::{
     Completion, CompletionId, FinishReason, InteractionType, Prompt, Risk, Timestamp, Version,
 };
-use crate::signals::{Classifier, usable};
+use crate::signals::{Classifier, risk_label, usable};
 
 /// What is kept of a request.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,7 @@ pub(super) struct Answer<'a> {
 
 /// Reads the signals of an answer.
 pub(super) fn completion(request: Request<'_>, answer: Answer<'_>, classifier: &Classifier) -> Completion {
-    let asked = request.prompt.request();
+    let (refusal, risk) = classifier.read(request.prompt.request(), answer.text);
     Completion {
         id: answer.id,
         at: request.at,
@@ -45,8 +45,8 @@ pub(super) fn completion(request: Request<'_>, answer: Answer<'_>, classifier: &
         finish_reason: answer.finish_reason,
         prompt_tokens: answer.prompt_tokens,
         completion_tokens: answer.completion_tokens,
-        refusal: classifier.refusal(asked, answer.text),
-        risk: request.risk.unwrap_or_else(|| classifier.risk(asked)),
+        refusal,
+        risk: request.risk.unwrap_or_else(|| risk_label(risk)),
         helpfulness: usable(answer.text, answer.finish_reason),
         // The store keeps finite numbers only, and an answer is worth more than its measurement.
         kl: answer.kl.filter(|kl| kl.is_finite()),

@@ -33,6 +33,11 @@ pub struct Classifier {
     types: Vec<String>,
 }
 
+/// The likelier label.
+pub fn risk_label(probability: f64) -> Risk {
+    if probability < 0.5 { Risk::Benign } else { Risk::Harmful }
+}
+
 static BUILT_IN: LazyLock<Result<Arc<Classifier>, Error>> =
     LazyLock::new(|| Classifier::from_bytes(include_bytes!("data/classifier.bin")).map(Arc::new));
 
@@ -48,7 +53,13 @@ impl Classifier {
     /// Whether `answer` declines `prompt`, wholly or in part, the probability that it declines at all, and whether it
     /// then offers a way forward. Deterministic, linear in the first 4 kB of the answer.
     pub fn refusal(&self, prompt: &str, answer: &str) -> Refusal {
-        let features = refusal::features(prompt, answer);
+        self.read(prompt, answer).0
+    }
+
+    /// [`Self::refusal`] and [`Self::risk_probability`]: one needs the other.
+    pub fn read(&self, prompt: &str, answer: &str) -> (Refusal, f64) {
+        let risk = self.risk_probability(prompt);
+        let features = refusal::features(prompt, answer, risk);
         let [declines, fully, forward] = self.refusal.scores(&features.list);
         let probability = self.declines.probability(declines);
         let label = if probability < 0.5 {
@@ -59,12 +70,12 @@ impl Classifier {
             RefusalLabel::Full
         };
         let way_forward = label != RefusalLabel::None && self.forward.probability(forward) >= 0.5;
-        Refusal { label, probability, way_forward }
+        (Refusal { label, probability, way_forward }, risk)
     }
 
     /// [`Self::risk_probability`] at one half.
     pub fn risk(&self, prompt: &str) -> Risk {
-        if self.risk_probability(prompt) < 0.5 { Risk::Benign } else { Risk::Harmful }
+        risk_label(self.risk_probability(prompt))
     }
 
     /// The probability that `prompt` asks for something that a careful assistant declines. Linear in its ends.

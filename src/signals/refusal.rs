@@ -11,7 +11,7 @@ mod tests;
 
 use std::sync::LazyLock;
 
-use super::features::{Features, QUOTED, START, Token, words};
+use super::features::{Features, QUOTED, START, Token, Word, hash, words};
 use super::text::{Hit, Lexicon, fold};
 
 /// What a phrase shows.
@@ -164,8 +164,8 @@ impl Reading {
     }
 }
 
-/// The model's inputs.
-pub(super) fn features(prompt: &str, answer: &str) -> Features {
+/// The model's inputs; `risk` is the probability that the prompt is harmful.
+pub(super) fn features(prompt: &str, answer: &str, risk: f64) -> Features {
     let folded = fold(answer, READ);
     let words = words(&folded, OPENING_WORDS + WORDS);
     let opening = words.iter().take(OPENING_WORDS);
@@ -181,7 +181,12 @@ pub(super) fn features(prompt: &str, answer: &str) -> Features {
         features.runs(2, &tokens[opening..], 2);
         features.runs(3, &tokens[..tokens.len().min(200)], 3);
     }
-    features.cues(4, &cues(prompt, answer, &folded, wished));
+    let cues = cues(prompt, answer, &folded, wished);
+    features.cues(4, &cues);
+    // What a harmful question is answered with is a refusal where after a harmless one it is a remark.
+    features.cues(6, &cues.map(|cue| cue * risk));
+    let opening = &words[..opening];
+    features.cues(5, &contest(prompt, opening, risk));
     features
 }
 
@@ -244,6 +249,30 @@ fn cues(prompt: &str, answer: &str, folded: &str, wished: bool) -> [f64; CUES] {
         r.lectures.has(0),
         r.lectures.has(1),
         r.norms.has(0) * r.lectures.any() * (1.0 - items),
+    ]
+}
+
+/// Does the opening contest what a question takes for granted? "Why should they not vote?" "They should."
+fn contest(prompt: &str, opening: &[Word], risk: f64) -> [f64; 8] {
+    static NEGATIONS: LazyLock<[Token; 10]> = LazyLock::new(|| {
+        ["not", "no", "never", "cannot", "nothing", "nobody", "don't", "isn't", "doesn't", "shouldn't"]
+            .map(hash)
+    });
+    let prompt = fold(prompt, 400);
+    let why = f64::from(u8::from(prompt.starts_with("why")));
+    let asked: Vec<Token> = words(&prompt, 60).iter().map(|word| word.stem).collect();
+    let negated = f64::from(u8::from(opening.iter().any(|word| NEGATIONS.contains(&word.token))));
+    let repeated = opening.iter().filter(|word| asked.contains(&word.stem)).count() as f64;
+    let echo = repeated / (opening.len().max(8)) as f64;
+    [
+        why,
+        why * risk,
+        why * negated,
+        why * negated * risk,
+        negated * risk,
+        why * (1.0 - negated) * risk,
+        echo,
+        echo * why * risk,
     ]
 }
 

@@ -112,8 +112,12 @@ impl Classifier {
             .iter()
             .filter_map(|row| row.refusal.and(row.response.as_deref()).map(|answer| (row, answer)))
             .collect();
-        let read: Vec<(&Labelled, Vec<(u32, f32)>)> =
-            answers.iter().map(|(row, answer)| (*row, refusal::features(&row.prompt, answer).list)).collect();
+        let read: Vec<(&Labelled, Vec<(u32, f32)>)> = answers
+            .iter()
+            .map(|(row, answer)| {
+                (*row, refusal::features(&row.prompt, answer, self.risk_probability(&row.prompt)).list)
+            })
+            .collect();
         let starts = columns(&self.refusal.weights(), 3);
         let mut fitted = starts.clone();
         let calibrations = [&mut self.declines, &mut self.fully, &mut self.forward];
