@@ -2,12 +2,14 @@
 //! served. [`Cycle::tick`] is the whole of it.
 
 mod handle;
+mod helpfulness;
 mod learner;
 mod metrics;
 mod scoring;
 mod sense;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
     time::Duration,
@@ -27,13 +29,14 @@ use crate::learn;
 use crate::policy::Engine;
 use crate::registry::{self, Registry};
 use crate::signals::Classifier;
-use crate::store::{self, Store};
+use crate::store::{self, Event, Store};
 
 pub use handle::{Handle, StartError};
 pub use metrics::Metrics;
 pub use sense::every_reading;
 
 use handle::Shared;
+use helpfulness::{Reference, Scorer};
 use learner::{Learned, Learner};
 use sense::{Circles, Key, Reading, Recent};
 
@@ -51,6 +54,8 @@ pub struct Config {
     pub recipe: String,
     /// Prompts of the gate split on which candidate and incumbent answer side by side, at most.
     pub gate_prompts: usize,
+    /// The share of answers whose helpfulness is told by the served version's reward model, once it has one.
+    pub scored_share: f64,
     /// Seed of everything that learning draws.
     pub seed: u64,
     /// Where alarms are sent, in the form of Alertmanager's webhooks.
@@ -66,6 +71,7 @@ impl Default for Config {
             minimum_feedback: 200,
             recipe: "ppo".to_owned(),
             gate_prompts: 64,
+            scored_share: 0.25,
             seed: 0,
             webhook: None,
         }
@@ -124,6 +130,8 @@ pub struct Cycle {
     version: Version,
     recent: Recent,
     circles: Circles,
+    scorer: Option<Scorer>,
+    helpfulness: Reference,
     cause: Option<Reason>,
     learner: Option<Learner>,
 }
@@ -138,16 +146,19 @@ impl Cycle {
         let version = memory.version;
         let monitor = Monitor::restore(parts.drift.clone(), memory.monitor)?;
         let shared = Arc::new(Shared::new(parts.clone(), monitor));
-        let cycle = Self {
+        let mut cycle = Self {
             shared: Arc::clone(&shared),
             parts,
             cursor,
             version,
             recent: Recent::default(),
             circles: memory.circles,
+            scorer: None,
+            helpfulness: memory.helpfulness,
             cause: memory.cause,
             learner: None,
         };
+        cycle.start_scorer();
         Ok((cycle, Handle::new(shared)))
     }
 
@@ -204,7 +215,26 @@ impl Cycle {
             self.recent = Recent::default();
             self.circles = Circles::default();
             self.monitor().reset(|_| true);
+            self.start_scorer();
         }
+    }
+
+    /// The reward model of the served version, if it has one and there is a device to score on.
+    fn start_scorer(&mut self) {
+        if self.helpfulness.version != self.version {
+            self.helpfulness = Reference::new(self.version);
+        }
+        let Parts { engine, registry, learn, config, .. } = &self.parts;
+        let start =
+            |(dir, engine): (PathBuf, &Engine)| Scorer::start(&dir, engine, &learn.pace, config.scored_share);
+        let started = registry.path(self.version).zip(engine.as_ref()).map(start).transpose();
+        self.scorer = match started {
+            Ok(scorer) => scorer.flatten(),
+            Err(fault) => {
+                warn!(%fault, "helpfulness stays the rate of usable answers");
+                None
+            }
+        };
     }
 
     fn monitor(&self) -> MutexGuard<'_, Monitor<Key>> {
@@ -218,7 +248,19 @@ impl Cycle {
         let mut readings = Vec::new();
         for (sequence, event) in events {
             readings.extend(sense::readings(&event, &self.parts.store)?);
+            if let (Some(scorer), Event::Completion(completion)) = (&self.scorer, &event)
+                && completion.version == self.version
+            {
+                scorer.offer(completion);
+            }
             self.cursor = sequence + 1;
+        }
+        if let Some(scorer) = &self.scorer {
+            readings.retain(|reading| reading.signal.kind != SignalKind::Helpfulness);
+            for (completion, score) in scorer.scored() {
+                let quantile = self.helpfulness.quantile(score);
+                readings.extend(quantile.map(|quantile| sense::of_score(&completion, quantile)));
+            }
         }
         let probed = self.shared.take_probed().into_iter();
         readings.extend(probed.map(|probed| sense::of_probe(probed, self.version, now)));
@@ -303,6 +345,7 @@ impl Cycle {
             cause: self.cause.clone(),
             monitor: self.monitor().save(),
             circles: self.circles.clone(),
+            helpfulness: self.helpfulness.clone(),
         };
         let saved = serde_json::to_vec(&memory).map_err(|error| Error::State(error.to_string()))?;
         self.parts.store.save_monitor(&saved, self.cursor)?;

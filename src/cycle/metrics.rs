@@ -33,6 +33,7 @@ pub struct Metrics {
 #[derive(Debug, Clone)]
 struct Readings {
     satisfaction: HistogramVec,
+    helpfulness: HistogramVec,
     satisfaction_sources: IntCounterVec,
     probes: IntCounterVec,
 }
@@ -40,10 +41,15 @@ struct Readings {
 impl Readings {
     fn register(registry: &Prometheus) -> Result<Self, prometheus::Error> {
         let scores: Vec<f64> = (1..=10_u8).map(|tenths| f64::from(tenths) / 10.0).collect();
-        let satisfaction =
-            HistogramOpts::new("gyrostat_satisfaction_score", "Satisfaction with answers, 0 to 1.");
+        let score = |name, help| {
+            HistogramVec::new(
+                HistogramOpts::new(name, help).buckets(scores.clone()),
+                &["interaction", "version"],
+            )
+        };
         let readings = Self {
-            satisfaction: HistogramVec::new(satisfaction.buckets(scores), &["interaction", "version"])?,
+            satisfaction: score("gyrostat_satisfaction_score", "Satisfaction with answers, 0 to 1.")?,
+            helpfulness: score("gyrostat_helpfulness_score", "Helpfulness of answers, 0 to 1.")?,
             satisfaction_sources: IntCounterVec::new(
                 Opts::new(
                     "gyrostat_satisfaction_readings_total",
@@ -60,6 +66,7 @@ impl Readings {
             )?,
         };
         registry.register(Box::new(readings.satisfaction.clone()))?;
+        registry.register(Box::new(readings.helpfulness.clone()))?;
         registry.register(Box::new(readings.satisfaction_sources.clone()))?;
         registry.register(Box::new(readings.probes.clone()))?;
         Ok(readings)
@@ -77,8 +84,11 @@ impl Readings {
                 let outcome = if signal.value > 0.5 { "passed" } else { "failed" };
                 self.probes.with_label_values(&[interaction, &version, outcome]).inc();
             }
+            SignalKind::Helpfulness => {
+                self.helpfulness.with_label_values(&[interaction, &version]).observe(signal.value);
+            }
             // Counted where the answer is given.
-            SignalKind::Refusal | SignalKind::Helpfulness | SignalKind::Kl => {}
+            SignalKind::Refusal | SignalKind::Kl => {}
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::drift::{self, Kin, Kind, Monitor, Moved, Segment};
 use crate::signals::{self, Probed};
 use crate::store::{self, Event, Store};
 
-use super::{Error, Parts, Reason};
+use super::{Error, Parts, Reason, helpfulness::Reference};
 
 /// One watched stream; no interaction is the whole traffic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -162,6 +162,8 @@ pub(super) struct Memory {
     pub(super) monitor: drift::Saved<Key>,
     #[serde(default)]
     pub(super) circles: Circles,
+    #[serde(default)]
+    pub(super) helpfulness: Reference,
 }
 
 /// What the last process remembered, and its place in the journal.
@@ -179,6 +181,7 @@ pub(super) fn restore(parts: &Parts) -> Result<(Memory, u64), Error> {
                     cause: None,
                     monitor,
                     circles: Circles::default(),
+                    helpfulness: Reference::default(),
                 },
                 0,
             ))
@@ -205,6 +208,12 @@ pub(super) fn of_probe(probed: Probed, version: Version, at: Timestamp) -> Readi
         value,
     };
     Reading { signal, at, source: "probe", circle: None }
+}
+
+/// An answer's helpfulness by the reward model.
+pub(super) fn of_score(completion: &Completion, value: f64) -> Reading {
+    let told = (completion.at, "reward", Circle::of_completion(completion));
+    reading(completion, SignalKind::Helpfulness, value, told)
 }
 
 /// Every reading that the store's journal holds, in the order in which the detectors saw them.

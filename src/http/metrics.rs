@@ -12,7 +12,6 @@ pub struct Metrics {
     completions: IntCounterVec,
     refusals: IntCounterVec,
     unsafe_compliances: IntCounterVec,
-    helpfulness: HistogramVec,
     kl: GaugeVec,
     feedback: IntCounterVec,
     gen_ai: GenAi,
@@ -49,7 +48,6 @@ const TOKENS: [f64; 14] = [
     16_777_216.0,
     67_108_864.0,
 ];
-const SCORES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 const PROVIDER: &str = "gyrostat";
 
@@ -142,7 +140,6 @@ impl Metrics {
         let store_bytes = IntGauge::new("gyrostat_store_bytes", "Bytes that the store takes on disk.")?;
         registry.register(Box::new(store_bytes.clone()))?;
         let counter = |name, help, labels: &[&str]| counter(registry, name, help, labels);
-        let score = |name, help| histogram(registry, name, help, &["interaction", "version"], &SCORES);
         Ok(Self {
             completions: counter(
                 "gyrostat_completions_total",
@@ -159,7 +156,6 @@ impl Metrics {
                 "Answers that comply with a harmful request.",
                 &["interaction", "version"],
             )?,
-            helpfulness: score("gyrostat_helpfulness_score", "Helpfulness of answers, 0 to 1.")?,
             kl,
             feedback: counter("gyrostat_feedback_total", "Judgements received.", &["kind", "source"])?,
             gen_ai: GenAi::register(registry)?,
@@ -171,7 +167,6 @@ impl Metrics {
         let (interaction, version) = (completion.interaction.as_str(), completion.version.to_string());
         let outcome = completion.finish_reason.as_str();
         self.completions.with_label_values(&[interaction, &version, outcome]).inc();
-        self.helpfulness.with_label_values(&[interaction, &version]).observe(completion.helpfulness);
         if let Some(kl) = completion.kl {
             self.kl.with_label_values(&[interaction, &version]).set(kl);
         }

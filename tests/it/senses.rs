@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use serde_json::{Value, json};
 
-use super::harness::{Running, start, start_with};
+use super::{
+    harness::{Running, start, start_with},
+    updates::{promote, stage},
+};
 
 /// Calls that a webhook got; the first one it refuses.
 type Calls = Arc<Mutex<Vec<Value>>>;
@@ -125,4 +128,33 @@ async fn what_a_user_says_next_is_about_the_answer_before() {
         page.contains(r#"gyrostat_satisfaction_score_sum{interaction="question",version="v0"} 0"#),
         "{page}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_with_a_reward_model_has_its_answers_scored() {
+    let running = start_with(|config| config.cycle.scored_share = 1.0).await;
+    let version = stage(&running, 1);
+    assert_eq!(promote(&running, version).await, 200);
+    let helpfulness = |body: &Value| {
+        let rows = body["signals"].as_array().unwrap();
+        rows.iter().find(|row| row["signal"] == "helpfulness" && row["interaction"] == "chat").cloned()
+    };
+    let mut seed = 0;
+    // The first scores are the reference; what the queue does not hold is not scored.
+    let row = loop {
+        for _ in 0..20 {
+            running.chat("chat", seed).await;
+            seed += 1;
+        }
+        if let Some(row) = helpfulness(&running.get("/v1/alignment").await) {
+            break row;
+        }
+        assert!(seed < 3000, "no answer was scored");
+    };
+    let current = row["current"].as_f64().unwrap();
+    assert!(row["n"].as_u64().unwrap() < 1000 && (0.02..0.98).contains(&current), "{row}");
+    let metrics = running.client.get(running.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains(&format!(
+        "gyrostat_helpfulness_score_count{{interaction=\"chat\",version=\"{version}\"}}"
+    )));
 }
