@@ -221,6 +221,7 @@ const ROUTES: &[Route] = routes! {
     get "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::update, "one update";
     delete "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::cancel_update, "cancels an update";
     get "/v1/versions" ADMIN, None, "200" Some("Versions"), loop_routes::versions, "versions, newest first";
+    post "/v1/versions" ADMIN, Some("Adapter"), "201" Some("Version"), loop_routes::stage_version, "takes in an adapter that was trained elsewhere";
     post "/v1/versions/{v}/promote" ADMIN, None, "200" Some("Version"), loop_routes::promote, "serves a version; an older one rolls back";
     get "/metrics" ADMIN, None, "200" None, ops::metrics, "Prometheus metrics";
     get "/healthz" None, None, "200" Some("Health"), ops::healthz, "alive";

@@ -44,6 +44,8 @@ pub enum Error {
     Corrupt { version: Version, file: String, problem: &'static str },
     #[error("{version} cannot be loaded: {source}")]
     Load { version: Version, source: policy::Error },
+    #[error("{dir} holds no adapter of this model: {source}")]
+    Foreign { dir: PathBuf, source: policy::Error },
     #[error("{version} was not taken in: {reason}")]
     NotTakenIn { version: Version, reason: String },
     #[error("{0} was rejected")]
@@ -294,6 +296,25 @@ impl Registry {
             tracing::warn!("{} stays behind until the next start: {error}", staging.display());
         }
         staged
+    }
+
+    /// Adds an adapter that was trained elsewhere, in PEFT's format, as a version that is not served yet. It is a child
+    /// of `parent`; its files are copied.
+    ///
+    /// # Errors
+    /// It does not fit the model, or as for [`Self::stage`].
+    pub fn stage_foreign(
+        &self,
+        dir: &Path,
+        parent: Version,
+        note: String,
+        now: Timestamp,
+    ) -> Result<VersionRecord, Error> {
+        (self.load)(dir).map_err(|source| Error::Foreign { dir: dir.to_owned(), source })?;
+        let copy = |staging: &Path| {
+            REQUIRED.iter().try_for_each(|file| fs::copy(dir.join(file), staging.join(file)).map(|_| ()))
+        };
+        self.stage(copy, Origin { parent, note, ..Origin::default() }, now)
     }
 
     fn adopt(&self, staging: &Path, origin: Origin, now: Timestamp) -> Result<VersionRecord, Error> {

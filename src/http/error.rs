@@ -262,6 +262,9 @@ impl From<registry::Error> for ApiError {
             registry::Error::Corrupt { .. } | registry::Error::Rejected(_) | registry::Error::Load { .. } => {
                 Self::conflict(error.to_string())
             }
+            registry::Error::Foreign { source, .. } => {
+                Self::parameter("adapter", format!("is no adapter of this model: {source}"))
+            }
             registry::Error::NotTakenIn { .. } => {
                 Self::new(StatusCode::BAD_GATEWAY, "server_error", error.to_string()).code("upstream_refused")
             }

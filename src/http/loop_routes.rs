@@ -1,5 +1,7 @@
 //! The loop as the operator sees it: scorecard, alarms, updates, versions.
 
+use std::path::Path;
+
 use axum::{
     Json,
     body::Bytes,
@@ -101,6 +103,19 @@ pub(super) async fn versions(Extract(state): Extract<State>) -> Result<Json<Valu
     let active = state.registry.active();
     let history = off_runtime(move || state.registry.history()).await??;
     Ok(Json(json!({ "active": active, "data": history })))
+}
+
+/// Takes in an adapter that was trained elsewhere: `{"adapter": DIR, "note"?}`, a directory of this machine. It is
+/// not served before somebody promotes it.
+pub(super) async fn stage_version(Extract(state): Extract<State>, body: Bytes) -> Result<Response> {
+    let mut fields = Fields::parse(&body)?;
+    let dir = fields.required_text("adapter")?;
+    let note = fields.short_text("note", 2000)?.unwrap_or_else(|| "trained elsewhere".to_owned());
+    fields.finish()?;
+    let (now, parent) = ((state.clock)(), state.registry.active());
+    let stage = move || state.registry.stage_foreign(Path::new(&dir), parent, note, now);
+    let staged = off_runtime(stage).await??;
+    Ok((StatusCode::CREATED, Json(json!(staged))).into_response())
 }
 
 /// Serves another version from the next request on; an older one is a roll-back.

@@ -71,6 +71,28 @@ async fn no_request_fails_while_versions_are_swapped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_from_elsewhere_is_taken_in_and_served_when_promoted() {
+    let running = start().await;
+    let before = running.chat("chat", 4).await.1;
+    let trained = stage(&running, 1);
+    let dir = running.app.state.registry.path(trained).unwrap();
+    let (status, taken) =
+        running.post("/v1/versions", &json!({ "adapter": dir, "note": "continued elsewhere" })).await;
+    assert_eq!(
+        (status, &taken["version"], &taken["state"]),
+        (201, &json!(trained.0 + 1), &json!("staged")),
+        "{taken}"
+    );
+    assert_eq!(running.chat("chat", 4).await.1, before, "nothing is served before it is promoted");
+    assert_eq!(promote(&running, Version(trained.0 + 1)).await, 200);
+    assert_ne!(running.chat("chat", 4).await.1, before);
+    for wrong in ["/nowhere", running.dir.path().join("tiny").to_str().unwrap()] {
+        let (status, refused) = running.post("/v1/versions", &json!({ "adapter": wrong })).await;
+        assert_eq!((status, &refused["error"]["param"]), (400, &json!("adapter")), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_promoted_version_serves_after_a_restart() {
     let running = start().await;
     let version = stage(&running, 1);
