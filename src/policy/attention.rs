@@ -4,16 +4,17 @@
 //! The same kernel reads keys and values from the batch itself (training) or from a cache (decoding), so that the two
 //! paths cannot drift apart.
 
+mod backward;
 mod kernel;
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
+pub(crate) use self::backward::attend_backward;
 use self::kernel::{TOGETHER, Task, Vector};
-use super::ops::{add_scaled, dot, exp, read};
+use super::ops::read;
 
 /// Multiplications below which waking a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
@@ -146,150 +147,6 @@ fn tasks<'a>(
         }
     }
     tasks
-}
-
-/// `softmax(q · K / √dim)` over as many places as `weights` is long; `keys` begins with the first of them.
-#[inline(always)]
-fn attention_weights(q: &[f32], keys: &[f32], column: usize, heads: Heads, weights: &mut [f32]) {
-    let mut most = f32::NEG_INFINITY;
-    for (place, weight) in weights.iter_mut().enumerate() {
-        let at = place * heads.key_columns() + column;
-        *weight = dot(q, &keys[at..at + heads.dim]) * heads.scale();
-        most = most.max(*weight);
-    }
-    let mut total = 0.0;
-    for weight in &mut *weights {
-        *weight = exp(*weight - most);
-        total += *weight;
-    }
-    for weight in weights {
-        *weight /= total;
-    }
-}
-
-/// The gradients of [`attend`] with respect to `q`, `k` and `v`, for spans that see no more than their own rows.
-///
-/// The weights are computed again rather than kept: `rows²` of them per head would be the largest thing on the tape.
-pub(crate) fn attend_backward(
-    dy: &Tensor,
-    (q, k, v): (&Tensor, &Tensor, &Tensor),
-    spans: &[Span],
-    heads: Heads,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    let (rows, columns, key_columns) = (q.dim(0)?, heads.queries * heads.dim, heads.key_columns());
-    let tasks: Vec<(Span, usize)> =
-        spans.iter().flat_map(|span| (0..heads.keys).map(move |head| (*span, head))).collect();
-    let parts: Vec<Gradients> = read(dy, |dy| {
-        read(q, |q| {
-            read(k, |k| {
-                read(v, |v| {
-                    let inputs = Inputs { dy, q, k, v };
-                    let arch = pulp::Arch::new();
-                    tasks
-                        .par_iter()
-                        .map(|(span, head)| {
-                            arch.dispatch(OneHead { inputs: &inputs, span: *span, head: *head, heads })
-                        })
-                        .collect()
-                })
-            })
-        })
-    })????;
-    let (mut dq, mut dk, mut dv) =
-        (vec![0f32; rows * columns], vec![0f32; rows * key_columns], vec![0f32; rows * key_columns]);
-    let group = heads.queries / heads.keys * heads.dim;
-    for ((span, head), part) in tasks.iter().zip(&parts) {
-        for row in 0..span.len {
-            let copy = |out: &mut [f32], from: &[f32], columns: usize, width: usize| {
-                let at = (span.start + row) * columns + head * width;
-                out[at..at + width].copy_from_slice(&from[row * width..(row + 1) * width]);
-            };
-            copy(&mut dq, &part.dq, columns, group);
-            copy(&mut dk, &part.dk, key_columns, heads.dim);
-            copy(&mut dv, &part.dv, key_columns, heads.dim);
-        }
-    }
-    let device = q.device();
-    Ok((
-        Tensor::from_vec(dq, (rows, columns), device)?,
-        Tensor::from_vec(dk, (rows, key_columns), device)?,
-        Tensor::from_vec(dv, (rows, key_columns), device)?,
-    ))
-}
-
-struct Inputs<'a> {
-    dy: &'a [f32],
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-}
-
-/// The gradients of one key head over one span: `dq` for all query heads that share it.
-struct Gradients {
-    dq: Vec<f32>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-}
-
-/// A closure in its place would not be inlined, and thus not be compiled for wide vectors.
-struct OneHead<'a> {
-    inputs: &'a Inputs<'a>,
-    span: Span,
-    head: usize,
-    heads: Heads,
-}
-
-impl NullaryFnOnce for OneHead<'_> {
-    type Output = Gradients;
-
-    #[inline(always)]
-    fn call(self) -> Gradients {
-        self.inputs.gradients(self.span, self.head, self.heads)
-    }
-}
-
-impl Inputs<'_> {
-    #[inline(always)]
-    fn gradients(&self, span: Span, head: usize, heads: Heads) -> Gradients {
-        let (dim, key_columns, columns) = (heads.dim, heads.key_columns(), heads.queries * heads.dim);
-        let group = heads.queries / heads.keys;
-        let mut out = Gradients {
-            dq: vec![0f32; span.len * group * dim],
-            dk: vec![0f32; span.len * dim],
-            dv: vec![0f32; span.len * dim],
-        };
-        let keys = &self.k[span.start * key_columns..];
-        let value = |place: usize| {
-            let at = (span.start + place) * key_columns + head * dim;
-            &self.v[at..at + dim]
-        };
-        let mut weights = vec![0f32; span.len];
-        let mut dweights = vec![0f32; span.len];
-        for row in 0..span.len {
-            for member in 0..group {
-                let at = (span.start + row) * columns + (head * group + member) * dim;
-                let (q, dy) = (&self.q[at..at + dim], &self.dy[at..at + dim]);
-                let seen = heads.seen(row);
-                let first = seen.start;
-                let (weights, dweights) = (&mut weights[..seen.len()], &mut dweights[..seen.len()]);
-                attention_weights(q, &keys[first * key_columns..], head * dim, heads, weights);
-                for (place, dweight) in seen.clone().zip(&mut *dweights) {
-                    *dweight = dot(dy, value(place));
-                }
-                let mean = dot(weights, dweights);
-                let dq = &mut out.dq[(row * group + member) * dim..(row * group + member + 1) * dim];
-                for place in seen {
-                    let weight = weights[place - first];
-                    let dscore = weight * (dweights[place - first] - mean) * heads.scale();
-                    let at = place * key_columns + head * dim;
-                    add_scaled(dq, dscore, &keys[at..at + dim]);
-                    add_scaled(&mut out.dk[place * dim..(place + 1) * dim], dscore, q);
-                    add_scaled(&mut out.dv[place * dim..(place + 1) * dim], weight, dy);
-                }
-            }
-        }
-        out
-    }
 }
 
 #[cfg(test)]
