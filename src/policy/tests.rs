@@ -15,7 +15,7 @@ fn decoder() -> Decoder {
 
 /// An adapter whose B is not zero, as after some training.
 fn trained(decoder: &Decoder, first_layer: usize) -> Arc<Adapter> {
-    trained_as(decoder, Shape { rank: 4, alpha: 8.0, first_layer, score: true })
+    trained_as(decoder, Shape { rank: 4, alpha: 8.0, first_layer, heads: 1 })
 }
 
 fn trained_as(decoder: &Decoder, shape: Shape) -> Arc<Adapter> {
@@ -66,7 +66,7 @@ fn logits_are_those_of_transformers() {
 #[test]
 fn adapted_logits_are_those_of_peft() {
     let decoder = decoder();
-    let adapter = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 0, score: false });
+    let adapter = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 0, heads: 0 });
     let hidden = decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap();
     let logits = rows(&decoder.logits(&hidden).unwrap());
     let picked = |row: usize| [0, 1, 50, 100, 258].map(|token| logits[row][token]);
@@ -154,7 +154,7 @@ fn check_gradients(decoder: &Decoder, adapter: &Arc<Adapter>) {
 #[test]
 fn a_new_adapter_changes_nothing_and_learns_at_once() {
     let decoder = decoder();
-    let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, score: false };
+    let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, heads: 0 };
     let adapter = Arc::new(Adapter::new(&decoder.architecture, shape, 1).unwrap());
     let base = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], None)).unwrap());
     let adapted = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
