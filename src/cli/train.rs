@@ -281,3 +281,13 @@ fn encode(
 pub(super) fn reward_model(model: &Model, dir: &Path) -> Result<RewardModel, Error> {
     Ok(RewardModel { adapter: Adapter::load(dir, &model.decoder.architecture)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_of_all_commands_are_sound() {
+        crate::cli::Cli::command().debug_assert();
+    }
+}

@@ -2,6 +2,7 @@
 
 mod bandit;
 mod gradients;
+mod resume;
 
 use std::sync::Arc;
 

@@ -195,6 +195,22 @@ fn adapters_survive_the_disk() {
     assert!(refused.to_string().contains("use_dora"), "{refused}");
 }
 
+#[test]
+fn heads_survive_the_disk_unless_somebody_went_on_with_their_mean() {
+    let decoder = decoder();
+    let adapter = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 1, heads: 3 });
+    let dir = tempfile::tempdir().unwrap();
+    adapter.save(dir.path(), "base").unwrap();
+    let back = Adapter::load(dir.path(), &decoder.architecture).unwrap();
+    assert_eq!(back.parameters().unwrap(), adapter.parameters().unwrap());
+    let mean = rows(adapter.with_mean_head().unwrap().score.as_ref().unwrap());
+    let other = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 1, heads: 1 });
+    other.save(dir.path(), "base").unwrap();
+    let back = Adapter::load(dir.path(), &decoder.architecture).unwrap();
+    assert_eq!(back.parameters().unwrap(), other.parameters().unwrap());
+    assert_ne!(rows(back.score.as_ref().unwrap()), mean);
+}
+
 /// `AutoTokenizer.from_pretrained("tiny")("Grüße, 12!").input_ids`
 #[test]
 fn the_tiny_model_is_a_hugging_face_directory() {
