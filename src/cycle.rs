@@ -50,7 +50,7 @@ pub struct Config {
     pub learn_on_alarm: bool,
     /// Judged answers that an update needs; an alarm waits until there are so many.
     pub minimum_feedback: usize,
-    /// `ppo`, `dpo` or `sft`.
+    /// `ppo`, `rloo`, `grpo`, `dpo`, `ipo`, `kto` or `sft`.
     pub recipe: String,
     /// Prompts of the gate split on which candidate and incumbent answer side by side, at most.
     pub gate_prompts: usize,

@@ -1,13 +1,18 @@
-//! Learning from what people said: reward model, PPO, DPO, SFT, all on adapters of one frozen base.
+//! Learning from what people said: reward model, PPO, RLOO, GRPO, DPO, KTO, SFT, all on adapters of one frozen base.
 
 pub mod adamw;
 pub mod advantages;
+pub mod checkpoint;
 pub mod dataset;
+mod descent;
+pub mod groups;
 pub mod losses;
+pub mod online;
 pub mod policy_pass;
 pub mod ppo;
 pub mod preference;
 pub mod reward;
+pub mod rollouts;
 pub mod scores;
 pub mod sequence;
 #[cfg(test)]
@@ -19,9 +24,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy;
 
+pub use checkpoint::Checkpoints;
 pub use dataset::Dataset;
-pub use ppo::Ppo;
+pub use online::{Method, Online};
 pub use reward::RewardModel;
+pub use rollouts::Practice;
 pub use scores::Scores;
 pub use sequence::Sequence;
 
@@ -31,7 +38,9 @@ pub use sequence::Sequence;
 pub struct Config {
     pub reward: reward::Config,
     pub ppo: ppo::Config,
-    /// DPO and SFT.
+    /// What RLOO and GRPO have beside PPO's.
+    pub groups: groups::Config,
+    /// SFT, DPO and KTO.
     pub preference: preference::Config,
     pub dataset: dataset::Config,
     pub pace: Pace,
@@ -68,6 +77,8 @@ pub enum Error {
     Cancelled,
     #[error("a rollout failed: {0}")]
     Rollout(String),
+    #[error("checkpoint: {0}")]
+    Checkpoint(String),
     #[error(transparent)]
     Gradient(#[from] adamw::Error),
     #[error(transparent)]
@@ -87,6 +98,8 @@ pub struct Watch<'a> {
     pub between: &'a (dyn Fn() -> bool + Sync),
     /// Stage, share of the stage that is done, and the measures of the step.
     pub report: &'a (dyn Fn(&str, f64, Measures<'_>) + Sync),
+    /// Where the run is kept, so that it can go on after a kill.
+    pub checkpoints: Option<&'a Checkpoints>,
 }
 
 impl fmt::Debug for Watch<'_> {
@@ -102,6 +115,19 @@ impl Watch<'_> {
 
     pub(crate) fn progress(&self, stage: &str, done: f64, measures: Measures<'_>) {
         (self.report)(stage, done, measures);
+    }
+
+    /// Where an interrupted run stood.
+    fn resumed(&self) -> Result<Option<checkpoint::State>, Error> {
+        self.checkpoints.map_or(Ok(None), Checkpoints::load)
+    }
+
+    /// Writes a checkpoint if one is due before this step.
+    fn keep(&self, step: usize, state: &dyn Fn() -> Result<checkpoint::State, Error>) -> Result<(), Error> {
+        match self.checkpoints {
+            Some(checkpoints) if checkpoints.is_due(step) => checkpoints.write(&state()?),
+            _ => Ok(()),
+        }
     }
 }
 

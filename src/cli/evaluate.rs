@@ -31,15 +31,15 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &|_, _, _| {},
+        checkpoints: None,
     };
     let mut sequences = Vec::new();
     let mut examples = Vec::new();
     for line in &lines {
-        if line.1.contains_key("chosen") {
+        if line.1.contains_key("chosen") || line.1.contains_key("label") {
             let example = train::example(&model, line, &watch)?;
-            if let Example::Comparison { chosen, .. } = &example {
-                sequences.push(chosen.clone());
-            }
+            let (Example::Comparison { chosen: answer, .. } | Example::Label { answer, .. }) = &example;
+            sequences.push(answer.clone());
             examples.push(example);
         } else {
             sequences.push(train::shown(&model, line, &watch)?);
@@ -103,6 +103,7 @@ fn judge(
         let agreement = reward.evaluate(model, examples, &config.learn.reward, watch)?;
         result.insert("preference_accuracy".to_owned(), json!(agreement.accuracy));
         result.insert("preference_loss".to_owned(), json!(agreement.loss));
+        result.insert("expected_calibration_error".to_owned(), json!(agreement.calibration_error));
     }
     Ok(())
 }

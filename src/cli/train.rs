@@ -9,13 +9,17 @@ use std::{
 };
 
 use clap::{Args as ClapArgs, ValueEnum};
-use rand::{SeedableRng, rngs::StdRng};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::completion::{Prompt, Version};
 use crate::config::Config;
-use crate::learn::{Measures, Ppo, RewardModel, Sequence, Watch, ppo, preference, reward::Example};
+use crate::learn::{
+    Checkpoints, Measures, Method, Online, Practice, RewardModel, Sequence, Watch, ppo,
+    preference::{self, Judged, PairLoss},
+    reward::Example,
+};
 use crate::policy::{self, Adapter, Engine, Model, Served};
 
 use super::{
@@ -27,20 +31,28 @@ use super::{
 pub(crate) struct Args {
     recipe: Recipe,
     /// The data, in TRL's formats: `sft` {"prompt","completion"}, {"messages"} or {"text"}; `reward` and `dpo`
-    /// {"prompt","chosen","rejected"}, `reward` also {"prompt","completion","label"}; `ppo` {"prompt"}. `classifier`
-    /// {"prompt"} with "risk" ("benign", "harmful") or "interaction", {"prompt","response"} with "refusal" ("none",
-    /// "partial", "full") and "way_forward"; for it the option may be given again. `-` is stdin.
+    /// {"prompt","chosen","rejected"}, `reward` also with "margin"; `reward` and `kto` {"prompt","completion","label"};
+    /// `ppo`, `rloo` and `grpo` {"prompt"}. `classifier` {"prompt"} with "risk" ("benign", "harmful") or "interaction",
+    /// {"prompt","response"} with "refusal" ("none", "partial", "full") and "way_forward"; for it the option may be given
+    /// again. `-` is stdin.
     #[arg(long, required = true)]
     data: Vec<String>,
     /// Directory that the adapter is written to; for `classifier` a file.
     #[arg(long)]
     out: PathBuf,
-    /// The reward model's adapter, for `ppo`.
+    /// The reward model's adapter, for `ppo`, `rloo` and `grpo`.
     #[arg(long)]
     reward: Option<PathBuf>,
-    /// Go on from the adapter, or classifier, in `--out`.
+    /// For `dpo`: the loss, in place of the configured one.
+    #[arg(long, value_enum)]
+    loss: Option<Loss>,
+    /// Go on: with the run that was interrupted in `--out`, else from the adapter, or classifier, that is there.
     #[arg(long)]
     resume: bool,
+    /// Steps between two checkpoints of the run, which lie in `--out` until it ends. A step of `ppo`, `rloo` and `grpo` is
+    /// an iteration.
+    #[arg(long, default_value_t = 1)]
+    checkpoint_every: usize,
     #[command(flatten)]
     classifier: classifier::Args,
     #[arg(long, default_value_t = 0)]
@@ -52,13 +64,25 @@ enum Recipe {
     Sft,
     Reward,
     Dpo,
+    Kto,
     Ppo,
+    Rloo,
+    Grpo,
     Classifier,
 }
 
-pub(super) fn run(args: &Args, config: Config) -> Result<(), Error> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Loss {
+    Sigmoid,
+    Ipo,
+}
+
+pub(super) fn run(args: &Args, mut config: Config) -> Result<(), Error> {
     if args.recipe == Recipe::Classifier {
         return classifier::run(args, &config);
+    }
+    if let Some(loss) = args.loss {
+        config.learn.preference.loss = if loss == Loss::Ipo { PairLoss::Ipo } else { PairLoss::Sigmoid };
     }
     let [data] = args.data.as_slice() else { return Err("this recipe reads one file of --data".into()) };
     let lines = jsonl::read(data)?;
@@ -70,18 +94,39 @@ pub(super) fn run(args: &Args, config: Config) -> Result<(), Error> {
             measures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         bar.set_message(format!("{stage} {}", measures.join(" ")));
     };
+    let checkpoints =
+        Checkpoints::new(&args.out, args.checkpoint_every, digest(args, &config, &lines)?, args.resume);
     let watch = Watch {
         micro_tokens: config.learn.pace.micro_tokens,
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &report,
+        checkpoints: Some(&checkpoints),
     };
-    let resumed = args.resume.then(|| Adapter::load(&args.out, &model.decoder.architecture)).transpose()?;
+    let begun = args.resume && args.out.join("adapter_config.json").exists();
+    let resumed = begun.then(|| Adapter::load(&args.out, &model.decoder.architecture)).transpose();
+    // An adapter that was cut off while it was written is no matter where the run itself can go on.
+    let resumed = if checkpoints.exists() { resumed.ok().flatten() } else { resumed? };
     let trained = train(args, &config, &model, resumed, &lines, &watch)?;
     bar.finish_and_clear();
     fs::create_dir_all(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;
     trained.save(&args.out, &model.path.display().to_string())?;
+    checkpoints.remove()?;
     Ok(())
+}
+
+/// What tells a run from others: recipe, seed, settings, data and reward model.
+fn digest(args: &Args, config: &Config, lines: &[Line]) -> Result<String, Error> {
+    let mut digest = Sha256::new();
+    digest.update(format!("{:?} {} {}\n", args.recipe, args.seed, config.policy.model));
+    digest.update(serde_json::to_vec(&config.learn)?);
+    for (_, object) in lines {
+        digest.update(serde_json::to_vec(object)?);
+    }
+    if let Some(dir) = &args.reward {
+        digest.update(fs::read(dir.join("adapter_model.safetensors")).unwrap_or_default());
+    }
+    Ok(format!("{:x}", digest.finalize()))
 }
 
 fn train(
@@ -92,48 +137,74 @@ fn train(
     lines: &[Line],
     watch: &Watch<'_>,
 ) -> Result<Arc<Adapter>, Error> {
-    let mut rng = StdRng::seed_from_u64(args.seed);
-    let learn = &config.learn;
-    let start = || match &resumed {
-        Some(adapter) => Ok(Arc::clone(adapter)),
-        None => ppo::new_policy(model, learn.ppo.rank, learn.ppo.alpha, learn.ppo.depth, args.seed),
+    let (learn, seed) = (&config.learn, args.seed);
+    if args.recipe == Recipe::Reward {
+        let examples = each(lines, |line| example(model, line, watch))?;
+        let mut reward = match resumed {
+            Some(adapter) => RewardModel { adapter },
+            None => RewardModel::new(model, &learn.reward, seed)?,
+        };
+        reward.train(model, &examples, (&learn.reward, seed), watch)?;
+        return Ok(reward.adapter);
+    }
+    let start = match resumed {
+        Some(adapter) => adapter,
+        None => ppo::new_policy(model, learn.ppo.rank, learn.ppo.alpha, learn.ppo.depth, seed)?,
     };
+    let how = (&learn.preference, seed);
     match args.recipe {
         Recipe::Sft => {
-            let sequences =
-                lines.iter().map(|line| shown(model, line, watch)).collect::<Result<Vec<_>, _>>()?;
-            Ok(preference::sft(model, start()?, &sequences, &learn.preference, &mut rng, watch)?)
+            let sequences = each(lines, |line| shown(model, line, watch))?;
+            Ok(preference::sft(model, start, &sequences, how, watch)?)
         }
         Recipe::Dpo => {
-            let pairs = lines.iter().map(|line| pair(model, line, watch)).collect::<Result<Vec<_>, _>>()?;
-            Ok(preference::dpo(model, start()?, &pairs, &learn.preference, &mut rng, watch)?)
+            let pairs = each(lines, |line| pair(model, line, watch))?;
+            Ok(preference::dpo(model, start, &pairs, how, watch)?)
         }
-        Recipe::Reward => {
-            let examples =
-                lines.iter().map(|line| example(model, line, watch)).collect::<Result<Vec<_>, _>>()?;
-            let mut reward = match resumed {
-                Some(adapter) => RewardModel { adapter },
-                None => RewardModel::new(model, &learn.reward, args.seed)?,
-            };
-            reward.train(model, &examples, &learn.reward, &mut rng, watch)?;
-            Ok(reward.adapter)
+        Recipe::Kto => {
+            let judged = each(lines, |line| judged(model, line, watch))?;
+            Ok(preference::kto(model, start, &judged, how, watch)?)
         }
-        Recipe::Ppo => {
-            let dir = args.reward.as_deref().ok_or("--reward DIR is needed: PPO follows a reward model")?;
-            let reward = reward_model(model, dir)?;
-            let prompts = lines
-                .iter()
-                .map(|(line, object)| generate::prompt(*line, object))
-                .collect::<Result<Vec<_>, _>>()?;
-            let (_served, receiver) = watch::channel(Served { version: Version(0), adapter: None });
-            let metrics = policy::Metrics::register(&prometheus::Registry::new())?;
-            let engine = Engine::start(Arc::clone(model), &config.policy, receiver, metrics)?;
-            let mut ppo = Ppo::new(&engine, &reward, resumed, &learn.ppo, args.seed)?;
-            ppo.train(&prompts, &[], &mut rng, watch)?;
-            Ok(ppo.policy)
-        }
-        Recipe::Classifier => Err("a classifier is no adapter".into()),
+        Recipe::Ppo | Recipe::Rloo | Recipe::Grpo => online(args, config, model, start, lines, watch),
+        Recipe::Reward | Recipe::Classifier => Err("this recipe makes no policy".into()),
     }
+}
+
+/// The recipes that learn from their own answers, through an engine without other work.
+fn online(
+    args: &Args,
+    config: &Config,
+    model: &Arc<Model>,
+    start: Arc<Adapter>,
+    lines: &[Line],
+    watch: &Watch<'_>,
+) -> Result<Arc<Adapter>, Error> {
+    let learn = &config.learn;
+    let dir = args.reward.as_deref().ok_or("--reward DIR is needed: the recipe follows a reward model")?;
+    let reward = reward_model(model, dir)?;
+    let method = match args.recipe {
+        Recipe::Rloo => Method::Rloo(&learn.groups),
+        Recipe::Grpo => Method::Grpo(&learn.groups),
+        _ => Method::Ppo { value: reward.value()? },
+    };
+    let prompts = each(lines, |(line, object)| generate::prompt(*line, object))?;
+    let (_served, receiver) = watch::channel(Served { version: Version(0), adapter: None });
+    let metrics = policy::Metrics::register(&prometheus::Registry::new())?;
+    let settings =
+        policy::Config { queue: config.policy.queue.max(learn.ppo.episodes * 2), ..config.policy.clone() };
+    let engine = Engine::start(Arc::clone(model), &settings, receiver, metrics)?;
+    let score = |sequences: &[Sequence], watch: &Watch<'_>| {
+        reward.cautious(model, sequences, learn.reward.pessimism, watch)
+    };
+    let practice = Practice { engine: &engine, reward: &score, config: &learn.ppo };
+    let mut online = Online::new(practice, method, start, args.seed);
+    online.train(&prompts, &[], watch)?;
+    Ok(online.policy)
+}
+
+/// What each line says.
+fn each<T>(lines: &[Line], read: impl Fn(&Line) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+    lines.iter().map(read).collect()
 }
 
 /// What SFT learns from a line.
@@ -170,18 +241,26 @@ pub(super) fn pair(
 /// What a reward model learns from a line.
 pub(super) fn example(model: &Model, line: &Line, watch: &Watch<'_>) -> Result<Example, Error> {
     let (number, object) = line;
-    match object.get("label") {
-        None => {
-            let (chosen, rejected) = pair(model, line, watch)?;
-            Ok(Example::Comparison { chosen, rejected, weight: 1.0 })
-        }
-        Some(Value::Bool(label)) => {
-            let prompt = generate::prompt(*number, object)?;
-            let answer = encode(model, *number, object, &prompt, "completion", watch)?;
-            Ok(Example::Label { answer, label: f64::from(u8::from(*label)), weight: 1.0 })
-        }
-        Some(_) => Err(format!("line {number}: `label` must be true or false").into()),
+    if object.contains_key("label") {
+        let Judged { answer, desirable, weight } = judged(model, line, watch)?;
+        return Ok(Example::Label { answer, label: f64::from(u8::from(desirable)), weight });
     }
+    let (chosen, rejected) = pair(model, line, watch)?;
+    let margin = match object.get("margin") {
+        None | Some(Value::Null) => 0.0,
+        Some(margin) => margin.as_f64().ok_or_else(|| format!("line {number}: `margin` must be a number"))?,
+    };
+    Ok(Example::Comparison { chosen, rejected, margin, weight: 1.0 })
+}
+
+/// A line's answer and whether it was found good.
+fn judged(model: &Model, (line, object): &Line, watch: &Watch<'_>) -> Result<Judged, Error> {
+    let Some(Value::Bool(desirable)) = object.get("label") else {
+        return Err(format!("line {line}: `label` must be true or false").into());
+    };
+    let prompt = generate::prompt(*line, object)?;
+    let answer = encode(model, *line, object, &prompt, "completion", watch)?;
+    Ok(Judged { answer, desirable: *desirable, weight: 1.0 })
 }
 
 /// An answer's field is a string, or a list with the assistant's message.
@@ -201,4 +280,14 @@ fn encode(
 /// A directory's adapter as a reward model.
 pub(super) fn reward_model(model: &Model, dir: &Path) -> Result<RewardModel, Error> {
     Ok(RewardModel { adapter: Adapter::load(dir, &model.decoder.architecture)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_of_all_commands_are_sound() {
+        crate::cli::Cli::command().debug_assert();
+    }
 }

@@ -23,7 +23,7 @@ use super::{Error, Parts, lock, sense::Key};
 const SHOWN: usize = 1000;
 
 /// The recipes that an update may follow.
-pub(super) const RECIPES: [&str; 3] = ["ppo", "dpo", "sft"];
+pub(super) const RECIPES: [&str; 7] = ["ppo", "rloo", "grpo", "dpo", "ipo", "kto", "sft"];
 
 /// What an upstream without a local copy of its weights comes to.
 const WITHOUT_MODEL: &str = "nothing is learned: policy.model names no local copy of the upstream's weights";
@@ -41,7 +41,7 @@ pub enum StartError {
     Busy { running: Uuid },
     #[error("{WITHOUT_MODEL}")]
     NoModel,
-    #[error("recipe {recipe:?} is not one of ppo, dpo, sft")]
+    #[error("recipe {recipe:?} is not one of {}", RECIPES.join(", "))]
     UnknownRecipe { recipe: String },
     #[error(transparent)]
     Cycle(#[from] Error),

@@ -10,14 +10,14 @@ use std::{
     thread,
 };
 
-use rand::{SeedableRng, rngs::StdRng};
 use tracing::error;
 
 use crate::completion::{Completion, Feedback, Prompt, Timestamp, Update, UpdateState, Version};
 use crate::learn::{
-    self, Dataset, Measures, Ppo, RewardModel, Scores, Sequence, Watch,
+    self, Dataset, Measures, Method, Online, Practice, RewardModel, Scores, Sequence, Watch,
     dataset::Split,
-    ppo, preference,
+    ppo,
+    preference::{self, Judged, PairLoss},
     reward::{Agreement, Example},
 };
 use crate::policy::{Adapter, Engine};
@@ -143,7 +143,6 @@ struct Run {
 impl Run {
     fn learn(&mut self) -> Result<Learned, Stopped> {
         let parts = self.parts.clone();
-        let mut rng = StdRng::seed_from_u64(parts.config.seed ^ u64::from(self.update.base.0));
         let dataset = self.dataset()?;
         let (shared, cancelled) = (Arc::clone(&self.shared), Arc::clone(&self.cancelled));
         let (engine, pace) = (self.engine.clone(), parts.learn.pace.clone());
@@ -157,9 +156,10 @@ impl Run {
             sequence_tokens: parts.learn.pace.sequence_tokens,
             between: &between,
             report: &report,
+            checkpoints: None,
         };
-        let reward = self.reward(&dataset, &mut rng, &watch)?;
-        let policy = self.policy(&dataset, &reward, &mut rng, &watch)?;
+        let reward = self.reward(&dataset, &watch)?;
+        let policy = self.policy(&dataset, &reward, &watch)?;
         let prompts = gate_prompts(&dataset, &self.update, parts.config.gate_prompts);
         let compared = scoring::Compared {
             incumbent: self.base_adapter()?,
@@ -218,7 +218,7 @@ impl Run {
     }
 
     /// The reward model of the served version, taught what is new; kept as it was if that made it worse.
-    fn reward(&self, dataset: &Dataset, rng: &mut StdRng, watch: &Watch<'_>) -> Result<RewardModel, Stopped> {
+    fn reward(&self, dataset: &Dataset, watch: &Watch<'_>) -> Result<RewardModel, Stopped> {
         let model = self.engine.model();
         let config = &self.parts.learn.reward;
         let train = examples(model, dataset, Split::Train, config.examples, watch)?;
@@ -234,14 +234,20 @@ impl Run {
             Some(before) => before.clone(),
             None => RewardModel::new(model, config, self.parts.config.seed)?,
         };
-        reward.train(model, &train, config, rng, watch)?;
+        if !train.is_empty() {
+            reward.train(model, &train, (config, self.seed()), watch)?;
+        }
         let after = reward.evaluate(model, &held_back, config, watch)?;
         let old =
             before.as_ref().map(|before| before.evaluate(model, &held_back, config, watch)).transpose()?;
         self.show(
             "reward",
             1.0,
-            &[("reward/accuracy", after.accuracy), ("reward/examples", train.len() as f64)],
+            &[
+                ("reward/accuracy", after.accuracy),
+                ("reward/calibration_error", after.calibration_error),
+                ("reward/examples", train.len() as f64),
+            ],
         );
         let worse = |old: Agreement| held_back.len() >= 20 && old.accuracy > after.accuracy;
         Ok(match (before, old) {
@@ -250,42 +256,85 @@ impl Run {
         })
     }
 
+    /// Of everything that this update draws.
+    fn seed(&self) -> u64 {
+        self.parts.config.seed ^ u64::from(self.update.base.0)
+    }
+
     /// The candidate policy, by the update's recipe.
     fn policy(
         &self,
         dataset: &Dataset,
         reward: &RewardModel,
-        rng: &mut StdRng,
         watch: &Watch<'_>,
     ) -> Result<Arc<Adapter>, Stopped> {
-        let (engine, learn) = (&self.engine, &self.parts.learn);
-        let (incumbent, seed) = (self.base_adapter()?, self.parts.config.seed);
-        if self.update.recipe == "ppo" {
-            let (wanted, others) = training_prompts(dataset, &self.update);
-            let mut ppo = Ppo::new(engine, reward, incumbent, &learn.ppo, seed)?;
-            ppo.train(&wanted, &others, rng, watch)?;
-            return Ok(ppo.policy);
-        }
-        let model = engine.model();
-        let start = match incumbent {
+        let (model, learn, seed) = (self.engine.model(), &self.parts.learn, self.seed());
+        let start = match self.base_adapter()? {
             Some(adapter) => adapter,
-            None => ppo::new_policy(model, learn.ppo.rank, learn.ppo.alpha, learn.ppo.depth, seed)?,
+            None => {
+                let first = self.parts.config.seed;
+                ppo::new_policy(model, learn.ppo.rank, learn.ppo.alpha, learn.ppo.depth, first)?
+            }
         };
+        let method = match self.update.recipe.as_str() {
+            "ppo" => Method::Ppo { value: reward.value()? },
+            "rloo" => Method::Rloo(&learn.groups),
+            "grpo" => Method::Grpo(&learn.groups),
+            recipe => return Ok(self.on_judgements(recipe, dataset, start, watch)?),
+        };
+        let (wanted, others) = training_prompts(dataset, &self.update);
+        let pessimism = learn.reward.pessimism;
+        let score =
+            |sequences: &[Sequence], watch: &Watch<'_>| reward.cautious(model, sequences, pessimism, watch);
+        let practice = Practice { engine: &self.engine, reward: &score, config: &learn.ppo };
+        let mut online = Online::new(practice, method, start, seed);
+        online.train(&wanted, &others, watch)?;
+        Ok(online.policy)
+    }
+
+    /// The recipes that need no rollouts: demonstrations, comparisons, or single judgements.
+    fn on_judgements(
+        &self,
+        recipe: &str,
+        dataset: &Dataset,
+        start: Arc<Adapter>,
+        watch: &Watch<'_>,
+    ) -> Result<Arc<Adapter>, learn::Error> {
+        let (model, seed) = (self.engine.model(), self.seed());
         let encode =
             |prompt: &Prompt, answer: &str| Sequence::encode(model, prompt, answer, watch.sequence_tokens);
-        let adapter = if self.update.recipe == "sft" {
-            let demonstrations = dataset.demonstrations.iter().filter(|shown| shown.split == Split::Train);
-            let sequences: Vec<Sequence> =
-                demonstrations.map(|shown| encode(&shown.prompt, &shown.answer)).collect::<Result<_, _>>()?;
-            preference::sft(model, start, &sequences, &learn.preference, rng, watch)?
-        } else {
-            let comparisons = dataset.comparisons.iter().filter(|pair| pair.split == Split::Train);
-            let pairs: Vec<(Sequence, Sequence)> = comparisons
-                .map(|pair| Ok((encode(&pair.prompt, &pair.chosen)?, encode(&pair.prompt, &pair.rejected)?)))
-                .collect::<Result<_, learn::Error>>()?;
-            preference::dpo(model, start, &pairs, &learn.preference, rng, watch)?
-        };
-        Ok(adapter)
+        let mut config = self.parts.learn.preference.clone();
+        match recipe {
+            "sft" => {
+                let shown = dataset.demonstrations.iter().filter(|shown| shown.split == Split::Train);
+                let sequences: Vec<Sequence> =
+                    shown.map(|shown| encode(&shown.prompt, &shown.answer)).collect::<Result<_, _>>()?;
+                preference::sft(model, start, &sequences, (&config, seed), watch)
+            }
+            "kto" => {
+                let told = dataset.labelled.iter().filter(|labelled| labelled.split == Split::Train);
+                let mut judged = Vec::new();
+                for labelled in told.filter(|labelled| labelled.label != 0.5) {
+                    judged.push(Judged {
+                        answer: encode(&labelled.prompt, &labelled.answer)?,
+                        desirable: labelled.label > 0.5,
+                        weight: labelled.weight * (2.0 * labelled.label - 1.0).abs(),
+                    });
+                }
+                preference::kto(model, start, &judged, (&config, seed), watch)
+            }
+            _ => {
+                if recipe == "ipo" {
+                    config.loss = PairLoss::Ipo;
+                }
+                let comparisons = dataset.comparisons.iter().filter(|pair| pair.split == Split::Train);
+                let mut pairs = Vec::new();
+                for pair in comparisons {
+                    pairs.push((encode(&pair.prompt, &pair.chosen)?, encode(&pair.prompt, &pair.rejected)?));
+                }
+                preference::dpo(model, start, &pairs, (&config, seed), watch)
+            }
+        }
     }
 
     fn version_dir(&self) -> Option<PathBuf> {
@@ -331,6 +380,7 @@ fn examples(
         examples.push(Example::Comparison {
             chosen: encode(&pair.prompt, &pair.chosen)?,
             rejected: encode(&pair.prompt, &pair.rejected)?,
+            margin: 0.0,
             weight: pair.weight,
         });
     }

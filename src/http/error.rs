@@ -287,7 +287,9 @@ impl From<StartError> for ApiError {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Busy { .. } | StartError::NoModel => Self::conflict(error.to_string()),
-            StartError::UnknownRecipe { .. } => Self::parameter("recipe", "must be one of ppo, dpo, sft"),
+            StartError::UnknownRecipe { .. } => {
+                Self::parameter("recipe", "must be one of ppo, rloo, grpo, dpo, ipo, kto, sft")
+            }
             StartError::Cycle(error) => error.into(),
         }
     }

@@ -31,8 +31,11 @@ pub struct AdamW {
     config: Config,
     step: i32,
     /// First and second moments, in the parameters' order.
-    moments: Vec<(Vec<f32>, Vec<f32>)>,
+    moments: Vec<Moments>,
 }
+
+/// First and second moments of one list of parameters.
+pub type Moments = (Vec<f32>, Vec<f32>);
 
 /// A linear warm-up: the share of the learning rate at `step`, counted from 0, of a warm-up of `steps`.
 pub fn warmup(step: usize, steps: usize) -> f64 {
@@ -60,6 +63,16 @@ pub fn clip_grad_norm(gradients: &mut [Vec<f32>], most: f64) -> Result<f64, Erro
 impl AdamW {
     pub fn new(config: Config) -> Self {
         Self { config, step: 0, moments: Vec::new() }
+    }
+
+    /// Steps taken, and the first and second moments in the parameters' order.
+    pub fn memory(&self) -> (i32, &[Moments]) {
+        (self.step, &self.moments)
+    }
+
+    /// Goes on from a memory.
+    pub fn remember(&mut self, step: i32, moments: Vec<Moments>) {
+        (self.step, self.moments) = (step, moments);
     }
 
     /// The parameters after a step along the clipped gradients, at `rate` of the learning rate.

@@ -59,6 +59,52 @@ pub fn gae(
     all
 }
 
+/// RLOO's advantages (Ahmadian et al., *Back to Basics*, 2024): each reward over the mean of the others of its group, 0
+/// where there is no other. `groups` says which group an answer belongs to; with `normalize` all are standardised.
+pub fn leave_one_out(rewards: &[f64], groups: &[usize], normalize: bool) -> Vec<f64> {
+    let of_group = group_means(rewards, groups);
+    let over = |(reward, (mean, _, count)): (&f64, &(f64, f64, f64))| {
+        if *count < 2.0 { 0.0 } else { (reward - mean) * count / (count - 1.0) }
+    };
+    let advantages: Vec<f64> = rewards.iter().zip(&of_group).map(over).collect();
+    if !normalize {
+        return advantages;
+    }
+    let (mean, deviation) = mean_and_deviation(&advantages);
+    advantages.iter().map(|advantage| (advantage - mean) / (deviation + GROUP_EPSILON)).collect()
+}
+
+/// GRPO's advantages (Shao et al., *DeepSeekMath*, 2024): each reward's distance from its group's mean, in standard
+/// deviations of the group if `scale`.
+pub fn group_relative(rewards: &[f64], groups: &[usize], scale: bool) -> Vec<f64> {
+    let relative = |(reward, (mean, deviation, _)): (&f64, &(f64, f64, f64))| {
+        (reward - mean) / if scale { deviation + GROUP_EPSILON } else { 1.0 }
+    };
+    rewards.iter().zip(&group_means(rewards, groups)).map(relative).collect()
+}
+
+/// TRL's, for groups whose rewards are all the same.
+const GROUP_EPSILON: f64 = 1e-4;
+
+/// Mean, standard deviation and size of each answer's group.
+fn group_means(rewards: &[f64], groups: &[usize]) -> Vec<(f64, f64, f64)> {
+    let of = |group: &usize| {
+        let members: Vec<f64> =
+            rewards.iter().zip(groups).filter(|(_, of)| *of == group).map(|(reward, _)| *reward).collect();
+        let (mean, deviation) = mean_and_deviation(&members);
+        (mean, deviation, members.len() as f64)
+    };
+    groups.iter().map(of).collect()
+}
+
+/// With Bessel's correction; a single value deviates by 0.
+pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count.max(1.0);
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    (mean, (squares / (count - 1.0).max(1.0)).sqrt())
+}
+
 /// A KL coefficient that steers towards a target (Ziegler et al., *Fine-Tuning Language Models from Human
 /// Preferences*, 2019).
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +124,11 @@ impl AdaptiveKl {
 
     pub fn value(&self) -> f64 {
         self.value
+    }
+
+    /// Goes on from a value that it had.
+    pub fn set(&mut self, value: f64) {
+        self.value = value;
     }
 
     /// Takes the KL of an iteration of `episodes`.

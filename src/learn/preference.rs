@@ -1,23 +1,22 @@
-//! Learning without rollouts: supervised fine-tuning on demonstrations, and DPO on comparisons.
+//! Learning without rollouts: supervised fine-tuning on demonstrations, DPO or IPO on comparisons, KTO on single judgements.
 //!
-//! DPO: Rafailov et al., *Direct Preference Optimization*, 2023. The reference is the base with the adapter off.
+//! The reference is the base with the adapter off.
 
 use std::sync::Arc;
 
-use rand::{rngs::StdRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Adapter, AdapterGradient, Model};
 
 use super::{
     Error, Sequence, Watch,
-    adamw::{self, AdamW},
-    losses,
+    descent::{Descent, Measured},
+    losses::{self, KtoWeights},
     policy_pass::{PolicyPass, logprobs},
     sequence::MicroBatch,
 };
 
-/// How DPO and SFT train.
+/// How SFT, DPO and KTO train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -25,14 +24,55 @@ pub struct Config {
     pub epochs: usize,
     /// Examples between two steps of the optimiser.
     pub batch: usize,
-    /// DPO's β.
+    /// The loss of pairs.
+    pub loss: PairLoss,
+    /// DPO's and KTO's β; IPO's τ.
     pub beta: f64,
+    /// What KTO's good and bad examples count.
+    pub desirable_weight: f64,
+    pub undesirable_weight: f64,
     pub max_grad_norm: f64,
+}
+
+/// What is made of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PairLoss {
+    /// DPO.
+    Sigmoid,
+    Ipo,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { learning_rate: 2e-4, epochs: 2, batch: 16, beta: 0.1, max_grad_norm: 1.0 }
+        Self {
+            learning_rate: 2e-4,
+            epochs: 2,
+            batch: 16,
+            loss: PairLoss::Sigmoid,
+            beta: 0.1,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+/// A chosen and a rejected answer.
+pub type Pair = (Sequence, Sequence);
+
+/// An answer that was found good or bad.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judged {
+    pub answer: Sequence,
+    pub desirable: bool,
+    pub weight: f64,
+}
+
+impl Config {
+    fn descent<'a>(&self, stage: &'a str, examples: usize, seed: u64) -> Descent<'a> {
+        let Self { learning_rate, epochs, batch, max_grad_norm, .. } = *self;
+        Descent { stage, examples, epochs, batch, learning_rate, max_grad_norm, seed }
     }
 }
 
@@ -44,117 +84,198 @@ pub fn sft(
     model: &Model,
     adapter: Arc<Adapter>,
     sequences: &[Sequence],
-    config: &Config,
-    rng: &mut StdRng,
+    (config, seed): (&Config, u64),
     watch: &Watch<'_>,
 ) -> Result<Arc<Adapter>, Error> {
     let pass = |adapter: &Arc<Adapter>, chosen: &[usize], gradient: &mut AdapterGradient| {
         let chosen: Vec<Sequence> = chosen.iter().map(|at| sequences[*at].clone()).collect();
-        let tokens: usize = chosen.iter().map(|sequence| sequence.answer().len()).sum();
-        let mut loss = 0.0;
-        for micro in MicroBatch::pack(&chosen, watch.micro_tokens) {
-            watch.between()?;
-            let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-            let forward = PolicyPass::new(&model.decoder, &micro, &trunk, adapter, 1.0)?;
-            loss -= forward.logprobs().iter().map(|logprob| f64::from(*logprob)).sum::<f64>() / tokens as f64;
-            let dlogprobs = vec![-1.0 / tokens as f32; micro.targets.len()];
-            forward.backward(&model.decoder, &micro, &dlogprobs, gradient)?;
-        }
-        Ok(vec![("loss", loss)])
+        sft_gradient(model, adapter, &chosen, gradient, watch)
     };
-    descend("sft", adapter, sequences.len(), config, rng, watch, &pass)
+    Ok(config.descent("sft", sequences.len(), seed).run(adapter, watch, &pass)?.0)
 }
 
-/// Trains `adapter` to prefer the first answer of each pair.
+/// Trains `adapter` to prefer the first answer of each pair, by DPO or IPO.
 ///
 /// # Errors
 /// There are none, the device fails, a number is not finite, or the update is cancelled.
 pub fn dpo(
     model: &Model,
     adapter: Arc<Adapter>,
-    pairs: &[(Sequence, Sequence)],
-    config: &Config,
-    rng: &mut StdRng,
+    pairs: &[Pair],
+    (config, seed): (&Config, u64),
     watch: &Watch<'_>,
 ) -> Result<Arc<Adapter>, Error> {
     let pass = |adapter: &Arc<Adapter>, chosen: &[usize], gradient: &mut AdapterGradient| {
-        let sequences: Vec<Sequence> =
-            chosen.iter().flat_map(|at| [pairs[*at].0.clone(), pairs[*at].1.clone()]).collect();
-        let (mut policy, mut reference) = (Vec::new(), Vec::new());
-        let mut kept = Vec::new();
-        for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
-            watch.between()?;
-            let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-            let base = logprobs(&model.decoder, &micro, (&trunk, adapter.first_layer), None, 1.0)?;
-            let forward = PolicyPass::new(&model.decoder, &micro, &trunk, adapter, 1.0)?;
-            let total = |logprobs: &[f32]| {
-                micro.by_sequence(logprobs).iter().map(|logprobs| logprobs.iter().sum()).collect::<Vec<f32>>()
-            };
-            reference.extend(total(&base.logprobs));
-            policy.extend(total(forward.logprobs()));
-            kept.push((micro, forward));
-        }
-        let every =
-            |values: &[f32], from: usize| values.iter().skip(from).step_by(2).copied().collect::<Vec<f32>>();
-        let out = losses::dpo(
-            &every(&policy, 0),
-            &every(&policy, 1),
-            &every(&reference, 0),
-            &every(&reference, 1),
-            config.beta,
-        );
-        for (micro, forward) in kept {
-            watch.between()?;
-            let dlogprobs: Vec<f32> = micro
-                .members
-                .iter()
-                .zip(&micro.lengths)
-                .flat_map(|(member, length)| {
-                    let side = if member % 2 == 0 { &out.dchosen } else { &out.drejected };
-                    std::iter::repeat_n(side[member / 2], *length)
-                })
-                .collect();
-            forward.backward(&model.decoder, &micro, &dlogprobs, gradient)?;
-        }
-        Ok(vec![("loss", out.loss), ("rewards/accuracies", out.accuracy), ("rewards/margins", out.margin)])
+        let chosen: Vec<&Pair> = chosen.iter().map(|at| &pairs[*at]).collect();
+        pair_gradient(model, adapter, &chosen, config, gradient, watch)
     };
-    descend("dpo", adapter, pairs.len(), config, rng, watch, &pass)
+    let stage = if config.loss == PairLoss::Ipo { "ipo" } else { "dpo" };
+    Ok(config.descent(stage, pairs.len(), seed).run(adapter, watch, &pass)?.0)
 }
 
-type Pass<'a> =
-    &'a dyn Fn(&Arc<Adapter>, &[usize], &mut AdapterGradient) -> Result<Vec<(&'static str, f64)>, Error>;
-
-/// Epochs over shuffled examples, a step of AdamW after each batch.
-#[expect(clippy::too_many_arguments, reason = "what SFT and DPO have in common, called twice")]
-fn descend(
-    stage: &str,
-    mut adapter: Arc<Adapter>,
-    examples: usize,
-    config: &Config,
-    rng: &mut StdRng,
+/// Trains `adapter` towards good answers and away from bad ones.
+///
+/// # Errors
+/// There are none, the device fails, a number is not finite, or the update is cancelled.
+pub fn kto(
+    model: &Model,
+    adapter: Arc<Adapter>,
+    judged: &[Judged],
+    (config, seed): (&Config, u64),
     watch: &Watch<'_>,
-    pass: Pass<'_>,
 ) -> Result<Arc<Adapter>, Error> {
-    if examples == 0 {
-        return Err(Error::NoData(format!("{stage} needs at least one example")));
+    let pass = |adapter: &Arc<Adapter>, chosen: &[usize], gradient: &mut AdapterGradient| {
+        let chosen: Vec<&Judged> = chosen.iter().map(|at| &judged[*at]).collect();
+        kto_gradient(model, adapter, &chosen, config, gradient, watch)
+    };
+    Ok(config.descent("kto", judged.len(), seed).run(adapter, watch, &pass)?.0)
+}
+
+pub(super) fn sft_gradient(
+    model: &Model,
+    adapter: &Arc<Adapter>,
+    sequences: &[Sequence],
+    gradient: &mut AdapterGradient,
+    watch: &Watch<'_>,
+) -> Result<Measured, Error> {
+    let tokens: usize = sequences.iter().map(|sequence| sequence.answer().len()).sum();
+    let mut loss = 0.0;
+    for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
+        watch.between()?;
+        let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+        let forward = PolicyPass::new(&model.decoder, &micro, &trunk, adapter, 1.0)?;
+        loss -= forward.logprobs().iter().map(|logprob| f64::from(*logprob)).sum::<f64>() / tokens as f64;
+        let dlogprobs = vec![-1.0 / tokens as f32; micro.targets.len()];
+        forward.backward(&model.decoder, &micro, &dlogprobs, gradient)?;
     }
-    let mut optimiser =
-        AdamW::new(adamw::Config { learning_rate: config.learning_rate, ..Default::default() });
-    let steps = config.epochs * examples.div_ceil(config.batch);
-    let mut step = 0;
-    for _ in 0..config.epochs {
-        let mut order: Vec<usize> = (0..examples).collect();
-        order.shuffle(rng);
-        for chosen in order.chunks(config.batch) {
-            let mut gradient = AdapterGradient::default();
-            let measures = pass(&adapter, chosen, &mut gradient)?;
-            let warm = adamw::warmup(step, steps / 10);
-            let gradients = gradient.flatten(&adapter)?;
-            let parameters = optimiser.step(adapter.parameters()?, gradients, config.max_grad_norm, warm)?;
-            adapter = Arc::new(adapter.with_parameters(&parameters)?);
-            step += 1;
-            watch.progress(stage, step as f64 / steps as f64, &measures);
-        }
+    Ok(vec![("loss", finite(loss)?)])
+}
+
+pub(super) fn pair_gradient(
+    model: &Model,
+    adapter: &Arc<Adapter>,
+    pairs: &[&Pair],
+    config: &Config,
+    gradient: &mut AdapterGradient,
+    watch: &Watch<'_>,
+) -> Result<Measured, Error> {
+    let sequences: Vec<Sequence> = pairs.iter().flat_map(|pair| [pair.0.clone(), pair.1.clone()]).collect();
+    let (kept, ratios) = forward(model, adapter, &sequences, watch)?;
+    let side = |from: usize| ratios.iter().skip(from).step_by(2).copied().collect::<Vec<f64>>();
+    let lengths: Vec<(usize, usize)> =
+        pairs.iter().map(|pair| (pair.0.answer().len(), pair.1.answer().len())).collect();
+    let out = match config.loss {
+        PairLoss::Sigmoid => losses::dpo(&side(0), &side(1), config.beta),
+        PairLoss::Ipo => losses::ipo(&side(0), &side(1), &lengths, config.beta),
+    };
+    let dratios: Vec<f32> =
+        out.dchosen.iter().zip(&out.drejected).flat_map(|(chosen, rejected)| [*chosen, *rejected]).collect();
+    backward(model, &kept, &dratios, gradient, watch)?;
+    Ok(vec![
+        ("loss", finite(out.loss)?),
+        ("rewards/accuracies", out.accuracy),
+        ("rewards/chosen", out.chosen),
+        ("rewards/rejected", out.rejected),
+        ("rewards/margins", out.chosen - out.rejected),
+    ])
+}
+
+pub(super) fn kto_gradient(
+    model: &Model,
+    adapter: &Arc<Adapter>,
+    judged: &[&Judged],
+    config: &Config,
+    gradient: &mut AdapterGradient,
+    watch: &Watch<'_>,
+) -> Result<Measured, Error> {
+    let sequences: Vec<Sequence> = judged.iter().map(|judged| judged.answer.clone()).collect();
+    let kl = mismatched_kl(model, adapter, &sequences, watch)?;
+    let (kept, ratios) = forward(model, adapter, &sequences, watch)?;
+    let desirable: Vec<bool> = judged.iter().map(|judged| judged.desirable).collect();
+    let weights: Vec<f64> = judged.iter().map(|judged| judged.weight).collect();
+    let lambda = KtoWeights { desirable: config.desirable_weight, undesirable: config.undesirable_weight };
+    let out = losses::kto(&ratios, &desirable, &weights, kl, config.beta, lambda);
+    backward(model, &kept, &out.dratios, gradient, watch)?;
+    Ok(vec![
+        ("loss", finite(out.loss)?),
+        ("kl", kl),
+        ("rewards/chosen", out.chosen),
+        ("rewards/rejected", out.rejected),
+        ("rewards/margins", out.chosen - out.rejected),
+    ])
+}
+
+/// KTO's `z`: the mean log-ratio of prompts with the answer of their neighbour in the batch, at least 0.
+fn mismatched_kl(
+    model: &Model,
+    adapter: &Arc<Adapter>,
+    sequences: &[Sequence],
+    watch: &Watch<'_>,
+) -> Result<f64, Error> {
+    let before = sequences.iter().cycle().skip(sequences.len().saturating_sub(1));
+    let strangers: Vec<Sequence> = sequences
+        .iter()
+        .zip(before)
+        .map(|(own, other)| {
+            let room = watch.sequence_tokens.saturating_sub(other.answer().len()).max(1);
+            let prompt = &own.tokens[own.prompt.saturating_sub(room)..own.prompt];
+            Sequence { tokens: [prompt, other.answer()].concat(), prompt: prompt.len() }
+        })
+        .collect();
+    let mut sum = 0.0;
+    for micro in MicroBatch::pack(&strangers, watch.micro_tokens) {
+        watch.between()?;
+        let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+        let at = (&trunk, adapter.first_layer);
+        let policy = logprobs(&model.decoder, &micro, at, Some(adapter), 1.0)?.logprobs;
+        let base = logprobs(&model.decoder, &micro, at, None, 1.0)?.logprobs;
+        sum +=
+            policy.iter().zip(&base).map(|(policy, base)| f64::from(*policy) - f64::from(*base)).sum::<f64>();
     }
-    Ok(adapter)
+    Ok((sum / strangers.len().max(1) as f64).max(0.0))
+}
+
+/// Micro-batches whose backward pass is to come.
+type Forwards = Vec<(MicroBatch, PolicyPass)>;
+
+/// `log π − log π_ref` of each answer.
+fn forward(
+    model: &Model,
+    adapter: &Arc<Adapter>,
+    sequences: &[Sequence],
+    watch: &Watch<'_>,
+) -> Result<(Forwards, Vec<f64>), Error> {
+    let (mut kept, mut ratios) = (Vec::new(), Vec::new());
+    for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
+        watch.between()?;
+        let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+        let base = logprobs(&model.decoder, &micro, (&trunk, adapter.first_layer), None, 1.0)?;
+        let pass = PolicyPass::new(&model.decoder, &micro, &trunk, adapter, 1.0)?;
+        let differences: Vec<f32> =
+            pass.logprobs().iter().zip(&base.logprobs).map(|(policy, base)| policy - base).collect();
+        let sums = micro.by_sequence(&differences);
+        ratios.extend(sums.iter().map(|list| list.iter().map(|each| f64::from(*each)).sum::<f64>()));
+        kept.push((micro, pass));
+    }
+    Ok((kept, ratios))
+}
+
+/// Adds what a gradient by the log-ratios makes of the adapter.
+fn backward(
+    model: &Model,
+    kept: &Forwards,
+    dratios: &[f32],
+    gradient: &mut AdapterGradient,
+    watch: &Watch<'_>,
+) -> Result<(), Error> {
+    for (micro, pass) in kept {
+        watch.between()?;
+        let own: Vec<f32> = micro.members.iter().map(|member| dratios[*member]).collect();
+        pass.backward(&model.decoder, micro, &micro.spread(&own), gradient)?;
+    }
+    Ok(())
+}
+
+fn finite(loss: f64) -> Result<f64, Error> {
+    if loss.is_finite() { Ok(loss) } else { Err(Error::NotFinite { what: "the loss" }) }
 }

@@ -1,19 +1,23 @@
-//! The reward model: the frozen base, an adapter on its upper layers, and a scalar head that reads the last token.
+//! The reward model: the frozen base, an adapter on its upper layers, and scalar heads that read the last token.
 //!
 //! Trained on comparisons with −log σ(r_chosen − r_rejected) (Bradley and Terry, 1952; Ouyang et al., 2022) and on single
-//! judgements with the logistic loss. Stored as PEFT stores a sequence classifier with one label.
+//! judgements with the logistic loss. Each head sees a bootstrap sample of the examples, so that they agree where there is
+//! much evidence and differ where there is little; the score is their mean, and what a policy is trained with is less where
+//! they differ (Coste et al., *Reward Model Ensembles Help Mitigate Overoptimization*, 2024). The mean of linear heads is a
+//! linear head, which is what PEFT gets: a sequence classifier with one label.
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use rand::{rngs::StdRng, seq::SliceRandom};
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Adapter, AdapterGradient, Batch, Decoder, Model, Shape, Tape};
 
 use super::{
     Error, Watch,
-    adamw::{self, AdamW},
+    advantages::mean_and_deviation,
+    descent::{self, Descent},
     losses,
     sequence::{MicroBatch, Sequence},
 };
@@ -37,6 +41,10 @@ pub struct Config {
     /// Weight of `(r_chosen + r_rejected)²`, which keeps scores around 0.
     pub center: f64,
     pub max_grad_norm: f64,
+    /// Bootstrap heads.
+    pub heads: usize,
+    /// What a policy is trained with is the heads' mean less so many of their standard deviations.
+    pub pessimism: f64,
 }
 
 impl Default for Config {
@@ -51,6 +59,8 @@ impl Default for Config {
             batch: 32,
             center: 0.01,
             max_grad_norm: 1.0,
+            heads: 4,
+            pessimism: 1.0,
         }
     }
 }
@@ -64,8 +74,8 @@ pub struct RewardModel {
 /// One thing to learn from.
 #[derive(Debug, Clone)]
 pub enum Example {
-    /// The first answer is preferred over the second.
-    Comparison { chosen: Sequence, rejected: Sequence, weight: f64 },
+    /// The first answer is preferred over the second, whose score should be lower by more than `margin`.
+    Comparison { chosen: Sequence, rejected: Sequence, margin: f64, weight: f64 },
     /// An answer with its label in `[0, 1]`.
     Label { answer: Sequence, label: f64, weight: f64 },
 }
@@ -87,6 +97,9 @@ pub struct Agreement {
     pub loss: f64,
     /// Share of the comparisons, and of the labels away from ½, that the score orders rightly.
     pub accuracy: f64,
+    /// How far the certainty of its judgements, σ of the score or of the difference of two, is from how often they are
+    /// right: the expected calibration error over ten equal bins (Guo et al., 2017). Only where it is evaluated.
+    pub calibration_error: f64,
     pub examples: usize,
 }
 
@@ -96,6 +109,9 @@ pub(crate) fn first_layer(decoder: &Decoder, depth: f64) -> usize {
     layers - ((layers as f64 * depth).round() as usize).clamp(1, layers)
 }
 
+/// The heads' scores of each sequence.
+type Scores = Vec<Vec<f32>>;
+
 impl RewardModel {
     /// A new one, which scores at random near 0.
     ///
@@ -103,34 +119,60 @@ impl RewardModel {
     /// The device fails.
     pub fn new(model: &Model, config: &Config, seed: u64) -> Result<Self, Error> {
         let first_layer = first_layer(&model.decoder, config.depth);
-        let shape = Shape { rank: config.rank, alpha: config.alpha, first_layer, score: true };
+        let Config { rank, alpha, heads, .. } = *config;
+        let shape = Shape { rank, alpha, first_layer, heads: heads.max(1) };
         Ok(Self { adapter: Arc::new(Adapter::new(&model.decoder.architecture, shape, seed)?) })
     }
 
-    /// A score for each sequence; higher is better, 0 is undecided.
+    /// A score for each sequence, the mean of the heads; higher is better, 0 is undecided.
     ///
     /// # Errors
     /// The device fails.
     pub fn score(&self, model: &Model, sequences: &[Sequence], watch: &Watch<'_>) -> Result<Vec<f32>, Error> {
+        self.cautious(model, sequences, 0.0, watch)
+    }
+
+    /// The mean of the heads less `pessimism` of their standard deviations.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn cautious(
+        &self,
+        model: &Model,
+        sequences: &[Sequence],
+        pessimism: f64,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<f32>, Error> {
+        let of = |heads: Vec<f32>| {
+            let heads: Vec<f64> = heads.into_iter().map(f64::from).collect();
+            let (mean, deviation) = mean_and_deviation(&heads);
+            (mean - pessimism * deviation) as f32
+        };
+        Ok(self.heads(model, sequences, watch)?.into_iter().map(of).collect())
+    }
+
+    /// What each head says of each sequence.
+    fn heads(&self, model: &Model, sequences: &[Sequence], watch: &Watch<'_>) -> Result<Scores, Error> {
         let mut scores = Vec::with_capacity(sequences.len());
         for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
             watch.between()?;
             let batch = micro.batch(Some(&self.adapter));
             let trunk = model.decoder.trunk(&batch, self.adapter.first_layer)?;
             let hidden = model.decoder.hidden_from(&trunk, &batch, self.adapter.first_layer)?;
-            scores.extend(self.read(&hidden, &batch)?);
+            scores.extend(read(&self.adapter, &hidden, &batch)?);
         }
         Ok(scores)
     }
 
-    /// The scores of the sequences of a batch.
-    fn read(&self, hidden: &Tensor, batch: &Batch) -> Result<Vec<f32>, Error> {
-        let head = self.adapter.score.as_ref().ok_or(Error::NoScoreHead)?;
-        let last = hidden.index_select(&Tensor::new(batch.last_rows(), hidden.device())?, 0)?;
-        Ok(last.matmul(&head.t()?)?.squeeze(1)?.to_vec1()?)
+    /// Where PPO's value model starts: the same with the mean head.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn value(&self) -> Result<Arc<Adapter>, Error> {
+        Ok(Arc::new(self.adapter.with_mean_head()?))
     }
 
-    /// Trains on the examples, in an order that `rng` draws.
+    /// Trains on the examples, in an order and with bootstrap samples that `seed` draws.
     ///
     /// # Errors
     /// The device fails, a number is not finite, or the update is cancelled.
@@ -138,39 +180,31 @@ impl RewardModel {
         &mut self,
         model: &Model,
         examples: &[Example],
-        config: &Config,
-        rng: &mut StdRng,
+        (config, seed): (&Config, u64),
         watch: &Watch<'_>,
-    ) -> Result<Agreement, Error> {
-        let mut optimiser =
-            AdamW::new(adamw::Config { learning_rate: config.learning_rate, ..Default::default() });
-        let mut last = Agreement::default();
-        let steps = config.epochs * examples.len().div_ceil(config.batch);
-        let mut step = 0;
-        for _ in 0..config.epochs {
-            let mut order: Vec<usize> = (0..examples.len()).collect();
-            order.shuffle(rng);
-            for chunk in order.chunks(config.batch) {
-                let chosen: Vec<&Example> = chunk.iter().map(|index| &examples[*index]).collect();
-                let mut gradient = AdapterGradient::default();
-                last = self.pass(model, &chosen, config, Some(&mut gradient), watch)?;
-                let gradients = gradient.flatten(&self.adapter)?;
-                let warm = adamw::warmup(step, steps / 10);
-                let parameters =
-                    optimiser.step(self.adapter.parameters()?, gradients, config.max_grad_norm, warm)?;
-                self.adapter = Arc::new(self.adapter.with_parameters(&parameters)?);
-                step += 1;
-                watch.progress(
-                    "reward",
-                    step as f64 / steps as f64,
-                    &[("loss", last.loss), ("accuracy", last.accuracy)],
-                );
-            }
-        }
-        Ok(last)
+    ) -> Result<(), Error> {
+        let Config { epochs, batch, learning_rate, max_grad_norm, .. } = *config;
+        let descent = Descent {
+            stage: "reward",
+            examples: examples.len(),
+            epochs,
+            batch,
+            learning_rate,
+            max_grad_norm,
+            seed,
+        };
+        let heads = self.adapter.score.as_ref().ok_or(Error::NoScoreHead)?.dim(0)?;
+        let pass = |adapter: &Arc<Adapter>, chosen: &[usize], gradient: &mut AdapterGradient| {
+            let draws: Vec<Vec<f32>> = chosen.iter().map(|at| bootstrap(heads, seed, *at)).collect();
+            let chosen: Vec<&Example> = chosen.iter().map(|at| &examples[*at]).collect();
+            let agreement = pass(model, adapter, (&chosen, &draws), config.center, gradient, watch)?;
+            Ok(vec![("loss", agreement.loss), ("accuracy", agreement.accuracy)])
+        };
+        (self.adapter, _) = descent.run(Arc::clone(&self.adapter), watch, &pass)?;
+        Ok(())
     }
 
-    /// Loss and accuracy on examples that it does not learn from.
+    /// Loss, accuracy and calibration on examples that it does not learn from.
     ///
     /// # Errors
     /// The device fails, or the update is cancelled.
@@ -181,99 +215,146 @@ impl RewardModel {
         config: &Config,
         watch: &Watch<'_>,
     ) -> Result<Agreement, Error> {
-        let examples: Vec<&Example> = examples.iter().collect();
-        self.pass(model, &examples, config, None, watch)
-    }
-
-    /// The loss over a set of examples and, if asked for, its gradient.
-    ///
-    /// Scores first, then their gradient, then backward: the loss of a comparison needs both of its scores, which may
-    /// lie in different micro-batches, so with a gradient the tapes of all micro-batches are held until the scores are
-    /// known.
-    fn pass(
-        &self,
-        model: &Model,
-        examples: &[&Example],
-        config: &Config,
-        gradient: Option<&mut AdapterGradient>,
-        watch: &Watch<'_>,
-    ) -> Result<Agreement, Error> {
         let sequences: Vec<Sequence> =
             examples.iter().flat_map(|example| example.sequences().cloned()).collect();
-        let mut scores = Vec::with_capacity(sequences.len());
-        let mut kept = Vec::new();
-        for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
-            watch.between()?;
-            let batch = micro.batch(Some(&self.adapter));
-            let first_layer = self.adapter.first_layer;
-            let trunk = model.decoder.trunk(&batch, first_layer)?;
-            let hidden = if gradient.is_some() {
-                let (hidden, tape) = model.decoder.hidden_taped(&trunk, &batch, first_layer)?;
-                kept.push((micro, tape));
-                hidden
-            } else {
-                model.decoder.hidden_from(&trunk, &batch, first_layer)?
-            };
-            scores.extend(self.read(&hidden, &batch)?);
-        }
-        let (agreement, dscores) = judge_scores(examples, &scores, config.center);
-        if !agreement.loss.is_finite() {
-            return Err(Error::NotFinite { what: "the reward model's loss" });
-        }
-        if let Some(gradient) = gradient {
-            for (micro, tape) in kept {
-                watch.between()?;
-                let dscores: Vec<f32> = micro.members.iter().map(|member| dscores[*member]).collect();
-                self.backward(model, &micro, &tape, &dscores, gradient)?;
-            }
-        }
-        Ok(agreement)
-    }
-
-    /// Adds the gradient of a micro-batch's scores.
-    fn backward(
-        &self,
-        model: &Model,
-        micro: &MicroBatch,
-        tape: &Tape,
-        dscores: &[f32],
-        gradient: &mut AdapterGradient,
-    ) -> Result<(), Error> {
-        let Some(head) = &self.adapter.score else { return Err(Error::NoScoreHead) };
-        let hidden = tape.hidden();
-        let rows = Tensor::new(micro.last_rows(), hidden.device())?;
-        let last = hidden.index_select(&rows, 0)?;
-        let dscores = Tensor::new(dscores, hidden.device())?.unsqueeze(1)?;
-        gradient.add_score(dscores.t()?.matmul(&last)?)?;
-        let dhidden = hidden.zeros_like()?.index_add(&rows, &dscores.matmul(head)?, 0)?;
-        model.decoder.backward(tape, &dhidden, gradient)?;
-        Ok(())
+        let scores: Scores =
+            self.score(model, &sequences, watch)?.into_iter().map(|score| vec![score]).collect();
+        let examples: Vec<&Example> = examples.iter().collect();
+        let draws = vec![vec![1.0]; examples.len()];
+        let (agreement, _) = judge_scores((&examples, &draws), &scores, config.center);
+        let calibration_error = expected_calibration_error(&judgements(&examples, &scores));
+        Ok(Agreement { calibration_error, ..agreement })
     }
 }
 
-/// The mean loss over the examples, and its gradient for each score, in the order of their sequences.
-fn judge_scores(examples: &[&Example], scores: &[f32], center: f64) -> (Agreement, Vec<f32>) {
-    let (mut chosen, mut rejected, mut pair_weights) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut single, mut labels, mut label_weights) = (Vec::new(), Vec::new(), Vec::new());
+/// The scores of the sequences of a batch.
+fn read(adapter: &Adapter, hidden: &Tensor, batch: &Batch) -> Result<Scores, Error> {
+    let heads = adapter.score.as_ref().ok_or(Error::NoScoreHead)?;
+    let last = hidden.index_select(&Tensor::new(batch.last_rows(), hidden.device())?, 0)?;
+    Ok(last.matmul(&heads.t()?)?.to_vec2()?)
+}
+
+/// How often each head sees an example: Poisson with mean 1, the bootstrap of a stream; a single head sees all.
+fn bootstrap(heads: usize, seed: u64, example: usize) -> Vec<f32> {
+    if heads < 2 {
+        return vec![1.0; heads];
+    }
+    // Apart from the randomness of the epochs' order.
+    let mut rng = descent::rng(!seed, example);
+    let poisson = |uniform: f64| {
+        let (mut count, mut mass) = (0u8, (-1f64).exp());
+        let mut below = mass;
+        while uniform >= below && count < 12 {
+            count += 1;
+            mass /= f64::from(count);
+            below += mass;
+        }
+        f32::from(count)
+    };
+    (0..heads).map(|_| poisson(rng.random())).collect()
+}
+
+/// The loss over a batch of examples, each with its weight for each head; its gradient is added.
+///
+/// Scores first, then their gradient, then backward: the loss of a comparison needs both of its scores, which may lie in
+/// different micro-batches, so the tapes of all micro-batches are held until the scores are known.
+pub(super) fn pass(
+    model: &Model,
+    adapter: &Arc<Adapter>,
+    (examples, draws): (&[&Example], &[Vec<f32>]),
+    center: f64,
+    gradient: &mut AdapterGradient,
+    watch: &Watch<'_>,
+) -> Result<Agreement, Error> {
+    let sequences: Vec<Sequence> = examples.iter().flat_map(|example| example.sequences().cloned()).collect();
+    let mut scores = Vec::with_capacity(sequences.len());
+    let mut kept = Vec::new();
+    for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
+        watch.between()?;
+        let batch = micro.batch(Some(adapter));
+        let trunk = model.decoder.trunk(&batch, adapter.first_layer)?;
+        let (hidden, tape) = model.decoder.hidden_taped(&trunk, &batch, adapter.first_layer)?;
+        scores.extend(read(adapter, &hidden, &batch)?);
+        kept.push((micro, tape));
+    }
+    let (agreement, dscores) = judge_scores((examples, draws), &scores, center);
+    if !agreement.loss.is_finite() {
+        return Err(Error::NotFinite { what: "the reward model's loss" });
+    }
+    for (micro, tape) in kept {
+        watch.between()?;
+        let own: Vec<&[f32]> = micro.members.iter().map(|member| &dscores[*member][..]).collect();
+        backward(model, adapter, (&micro, &tape), &own.concat(), gradient)?;
+    }
+    Ok(agreement)
+}
+
+/// Adds the gradient of a micro-batch's scores, given one sequence after the other.
+fn backward(
+    model: &Model,
+    adapter: &Adapter,
+    (micro, tape): (&MicroBatch, &Tape),
+    dscores: &[f32],
+    gradient: &mut AdapterGradient,
+) -> Result<(), Error> {
+    let Some(heads) = &adapter.score else { return Err(Error::NoScoreHead) };
+    let hidden = tape.hidden();
+    let rows = Tensor::new(micro.last_rows(), hidden.device())?;
+    let last = hidden.index_select(&rows, 0)?;
+    let dscores = Tensor::new(dscores, hidden.device())?.reshape((micro.members.len(), heads.dim(0)?))?;
+    gradient.add_score(dscores.t()?.matmul(&last)?)?;
+    let dhidden = hidden.zeros_like()?.index_add(&rows, &dscores.matmul(heads)?, 0)?;
+    model.decoder.backward(tape, &dhidden, gradient)?;
+    Ok(())
+}
+
+/// The mean loss over examples and heads, and its gradient for each score.
+fn judge_scores(
+    (examples, draws): (&[&Example], &[Vec<f32>]),
+    scores: &[Vec<f32>],
+    center: f64,
+) -> (Agreement, Scores) {
+    let heads = scores.first().map_or(1, Vec::len);
+    let mut dscores = vec![vec![0f32; heads]; scores.len()];
+    let mut mean = Agreement { examples: examples.len(), ..Agreement::default() };
+    for head in 0..heads {
+        let own: Vec<f32> = scores.iter().map(|scores| scores[head]).collect();
+        let draws: Vec<f32> = draws.iter().map(|draws| draws[head]).collect();
+        let (loss, accuracy, slopes) = judge_head((examples, &draws), &own, center);
+        mean.loss += loss / heads as f64;
+        mean.accuracy += accuracy / heads as f64;
+        for (all, slope) in dscores.iter_mut().zip(slopes) {
+            all[head] = slope / heads as f32;
+        }
+    }
+    (mean, dscores)
+}
+
+/// One head's loss, its accuracy, and the gradient for each score, in the order of the examples' sequences.
+fn judge_head((examples, draws): (&[&Example], &[f32]), scores: &[f32], center: f64) -> (f64, f64, Vec<f32>) {
+    let (mut chosen, mut rejected, mut margins) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut single, mut labels) = (Vec::new(), Vec::new());
+    let (mut pair_weights, mut label_weights) = (Vec::new(), Vec::new());
     let mut at = 0;
-    for example in examples {
+    for (example, draw) in examples.iter().zip(draws) {
         match example {
-            Example::Comparison { weight, .. } => {
+            Example::Comparison { weight, margin, .. } => {
                 chosen.push(at);
                 rejected.push(at + 1);
-                pair_weights.push(*weight as f32);
+                margins.push(*margin as f32);
+                pair_weights.push(*weight as f32 * draw);
                 at += 2;
             }
             Example::Label { label, weight, .. } => {
                 single.push(at);
                 labels.push(*label as f32);
-                label_weights.push(*weight as f32);
+                label_weights.push(*weight as f32 * draw);
                 at += 1;
             }
         }
     }
     let pick = |at: &[usize]| at.iter().map(|at| scores[*at]).collect::<Vec<f32>>();
-    let pairs = losses::bradley_terry(&pick(&chosen), &pick(&rejected), &pair_weights, center);
+    let pairs = losses::bradley_terry(&pick(&chosen), &pick(&rejected), &margins, &pair_weights, center);
     let singles = losses::pointwise(&pick(&single), &labels, &label_weights);
     let total = (chosen.len() + single.len()).max(1) as f64;
     let (pair_share, single_share) = (chosen.len() as f64 / total, single.len() as f64 / total);
@@ -286,10 +367,58 @@ fn judge_scores(examples: &[&Example], scores: &[f32], center: f64) -> (Agreemen
     add(&chosen, &pairs.dchosen, pair_share);
     add(&rejected, &pairs.drejected, pair_share);
     add(&single, &singles.dscores, single_share);
-    let agreement = Agreement {
-        loss: pairs.loss * pair_share + singles.loss * single_share,
-        accuracy: pairs.accuracy * pair_share + singles.accuracy * single_share,
-        examples: examples.len(),
-    };
-    (agreement, dscores)
+    let loss = pairs.loss * pair_share + singles.loss * single_share;
+    (loss, pairs.accuracy * pair_share + singles.accuracy * single_share, dscores)
+}
+
+/// What it thinks of each example: how certain it is, from ½ to 1, and whether it is right. Labels of ½ say nothing.
+fn judgements(examples: &[&Example], scores: &[Vec<f32>]) -> Vec<(f64, bool)> {
+    let mut scores = scores.iter().map(|heads| f64::from(heads[0]));
+    let mut next = || scores.next().unwrap_or_default();
+    let mut out = Vec::with_capacity(examples.len());
+    for example in examples {
+        let (for_it, right) = match example {
+            Example::Comparison { .. } => (next() - next(), Some(true)),
+            Example::Label { label, .. } => (next(), (*label != 0.5).then_some(*label > 0.5)),
+        };
+        if let Some(right) = right {
+            out.push((losses::sigmoid(for_it.abs()), (for_it > 0.0) == right));
+        }
+    }
+    out
+}
+
+/// The mean distance between certainty and share of right judgements, over ten equal bins of certainty.
+fn expected_calibration_error(judgements: &[(f64, bool)]) -> f64 {
+    const BINS: usize = 10;
+    let mut bins = [(0.0, 0.0); BINS];
+    for (certainty, right) in judgements {
+        let bin = ((certainty * BINS as f64) as usize).min(BINS - 1);
+        bins[bin].0 += certainty;
+        bins[bin].1 += f64::from(u8::from(*right));
+    }
+    bins.iter().map(|(certainty, right)| (certainty - right).abs()).sum::<f64>()
+        / judgements.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_calibration_error_is_the_distance_of_certainty_from_accuracy() {
+        let nine_of_ten = |certainty| (0..10).map(|nth| (certainty, nth > 0)).collect::<Vec<_>>();
+        assert!(expected_calibration_error(&nine_of_ten(0.9)).abs() < 1e-9);
+        assert!((expected_calibration_error(&nine_of_ten(0.99)) - 0.09).abs() < 1e-9);
+        assert!(expected_calibration_error(&[]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn bootstrap_samples_have_mean_and_variance_1_and_stay_the_same() {
+        let draws: Vec<f64> = (0..4000).flat_map(|example| bootstrap(4, 3, example)).map(f64::from).collect();
+        let (mean, deviation) = mean_and_deviation(&draws);
+        assert!((mean - 1.0).abs() < 0.03 && (deviation - 1.0).abs() < 0.03, "{mean} {deviation}");
+        assert_eq!(bootstrap(4, 3, 17), bootstrap(4, 3, 17));
+        assert_eq!(bootstrap(1, 3, 17), [1.0]);
+    }
 }

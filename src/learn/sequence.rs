@@ -121,6 +121,12 @@ impl MicroBatch {
         self.batch(None).last_rows()
     }
 
+    /// The other way: an element for each sequence becomes one for each of its targets.
+    pub fn spread(&self, values: &[f32]) -> Vec<f32> {
+        let each = values.iter().zip(&self.lengths);
+        each.flat_map(|(value, length)| std::iter::repeat_n(*value, *length)).collect()
+    }
+
     /// Cuts a list with an element for each target into one list a sequence.
     pub fn by_sequence(&self, values: &[f32]) -> Vec<Vec<f32>> {
         let mut rest = values;

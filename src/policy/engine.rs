@@ -48,7 +48,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inner {
     model: Arc<Model>,
-    jobs: mpsc::Sender<Sequence>,
+    jobs: mpsc::Sender<Vec<Sequence>>,
     served: watch::Receiver<Served>,
     load: Arc<Load>,
     queue: usize,
@@ -117,27 +117,49 @@ impl Engine {
     /// # Errors
     /// The queue is full, the sequence does not fit the context, or the thread has ended.
     pub fn submit(&self, request: GenerateRequest) -> Result<events::Receiver<Event>, SubmitError> {
-        let (prompt, max_tokens, context) = (request.prompt.len(), request.max_tokens, self.inner.context);
-        if prompt == 0 || prompt.saturating_add(max_tokens) > context {
-            return Err(SubmitError::TooLong { prompt, max_tokens, context });
+        let mut receivers = self.submit_all(vec![request])?;
+        receivers.pop().ok_or(SubmitError::Stopped)
+    }
+
+    /// Queues sequences that begin together: on an engine without other work, the same requests make the same steps and
+    /// the same tokens, to the last bit. A receiver each, in order.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], and then none is queued.
+    pub fn submit_all(
+        &self,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Vec<events::Receiver<Event>>, SubmitError> {
+        let context = self.inner.context;
+        for request in &requests {
+            let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
+            if prompt == 0 || prompt.saturating_add(max_tokens) > context {
+                return Err(SubmitError::TooLong { prompt, max_tokens, context });
+            }
         }
-        // One event a token, and the first and last ones: the thread never waits for a slow client.
-        let (sender, receiver) = events::channel(max_tokens + 4);
         let (load, queue) = (&self.inner.load, self.inner.queue.max(1));
-        if load.waiting.fetch_add(1, Ordering::Relaxed) >= queue {
-            load.waiting.fetch_sub(1, Ordering::Relaxed);
+        let count = requests.len();
+        if load.waiting.fetch_add(count, Ordering::Relaxed) + count > queue {
+            load.waiting.fetch_sub(count, Ordering::Relaxed);
             let retry_after_seconds = load.retry_after_seconds();
             return Err(SubmitError::QueueFull { limit: queue, retry_after_seconds });
         }
-        let sequence = Sequence::new(request, sender, Instant::now());
-        let is_client = sequence.is_client();
-        load.clients.fetch_add(usize::from(is_client), Ordering::Relaxed);
-        self.inner.jobs.send(sequence).map_err(|mpsc::SendError(_)| {
-            load.waiting.fetch_sub(1, Ordering::Relaxed);
-            load.clients.fetch_sub(usize::from(is_client), Ordering::Relaxed);
+        let mut receivers = Vec::with_capacity(count);
+        let mut sequences = Vec::with_capacity(count);
+        for request in requests {
+            // One event a token, and the first and last ones: the thread never waits for a slow client.
+            let (sender, receiver) = events::channel(request.max_tokens + 4);
+            sequences.push(Sequence::new(request, sender, Instant::now()));
+            receivers.push(receiver);
+        }
+        let clients = sequences.iter().filter(|sequence| sequence.is_client()).count();
+        load.clients.fetch_add(clients, Ordering::Relaxed);
+        self.inner.jobs.send(sequences).map_err(|mpsc::SendError(_)| {
+            load.waiting.fetch_sub(count, Ordering::Relaxed);
+            load.clients.fetch_sub(clients, Ordering::Relaxed);
             SubmitError::Stopped
         })?;
-        Ok(receiver)
+        Ok(receivers)
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -198,7 +220,7 @@ struct Loop {
     load: Arc<Load>,
     metrics: Metrics,
     pool: Pool,
-    arriving: mpsc::Receiver<Sequence>,
+    arriving: mpsc::Receiver<Vec<Sequence>>,
     /// Those that were interrupted first, then in the order of their arrival.
     waiting: VecDeque<Sequence>,
     /// Who comes first in the order of [`Sequence::priority`].
@@ -227,11 +249,11 @@ impl Loop {
     fn receive(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
             match self.arriving.recv() {
-                Ok(sequence) => self.waiting.push_back(sequence),
+                Ok(sequences) => self.waiting.extend(sequences),
                 Err(mpsc::RecvError) => return false,
             }
         }
-        self.waiting.extend(self.arriving.try_iter());
+        self.waiting.extend(self.arriving.try_iter().flatten());
         true
     }
 

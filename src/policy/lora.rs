@@ -60,7 +60,7 @@ pub struct Adapter {
     pub first_layer: usize,
     /// Seven a layer, in the order of [`Target::ALL`].
     pairs: Vec<Pair>,
-    /// `[1, hidden]`, without bias; `None` for a policy.
+    /// `[heads, hidden]`, without bias; `None` for a policy.
     pub score: Option<Tensor>,
 }
 
@@ -71,8 +71,8 @@ pub struct Shape {
     pub alpha: f64,
     /// Layers below this one are left alone.
     pub first_layer: usize,
-    /// Whether there is a scalar head.
-    pub score: bool,
+    /// Scalar heads; none for a policy.
+    pub heads: usize,
 }
 
 impl Adapter {
@@ -94,7 +94,8 @@ impl Adapter {
             }
         }
         let hidden = architecture.hidden;
-        let score = if shape.score { Some(uniform(1, hidden, 1.0 / (hidden as f64).sqrt())?) } else { None };
+        let bound = 1.0 / (hidden as f64).sqrt();
+        let score = (shape.heads > 0).then(|| uniform(shape.heads, hidden, bound)).transpose()?;
         Ok(Self { rank: shape.rank, alpha: shape.alpha, first_layer: shape.first_layer, pairs, score })
     }
 
@@ -139,7 +140,15 @@ impl Adapter {
         Ok(Self { pairs, score, ..self.clone() })
     }
 
+    /// The same adapter with one head, the mean of its heads.
+    pub fn with_mean_head(&self) -> Result<Self, Error> {
+        let score = self.score.as_ref().map(|heads| heads.mean_keepdim(0)).transpose()?;
+        Ok(Self { score, ..self.clone() })
+    }
+
     /// Writes `adapter_config.json` and `adapter_model.safetensors` into `dir`, which exists.
+    ///
+    /// Of several heads PEFT gets the mean, and they themselves lie beside, in `heads.safetensors`.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -150,8 +159,12 @@ impl Adapter {
             tensors.insert(format!("{prefix}.lora_A.weight"), pair.a.clone());
             tensors.insert(format!("{prefix}.lora_B.weight"), pair.b.clone());
         }
-        if let Some(score) = &self.score {
-            tensors.insert(SCORE.to_owned(), score.clone());
+        if let Some(heads) = &self.score {
+            tensors.insert(SCORE.to_owned(), heads.mean_keepdim(0)?);
+            if heads.dim(0)? > 1 {
+                let heads = HashMap::from([("heads".to_owned(), heads.clone())]);
+                safetensors::save(&heads, dir.join(HEADS))?;
+            }
         }
         safetensors::save(&tensors, dir.join(WEIGHTS))?;
         let layers = self.first_layer..self.first_layer + self.pairs.len() / 7;
@@ -204,10 +217,17 @@ impl Adapter {
                 });
             }
         }
-        let score = tensors
+        let mut score = tensors
             .contains_key(SCORE)
             .then(|| tensor(SCORE.to_owned(), 1, architecture.hidden))
             .transpose()?;
+        // Heads whose mean is not the score belong to another training: somebody has gone on with the score alone.
+        if let (Some(mean), true) = (&score, dir.join(HEADS).exists()) {
+            let heads = safetensors::load(dir.join(HEADS), &Device::Cpu)?;
+            let heads = heads.get("heads").ok_or_else(|| invalid(format!("{HEADS} has no heads")))?;
+            let own = heads.dims().len() == 2 && same(&heads.mean_keepdim(0)?, mean)?;
+            score = if own { Some(heads.clone()) } else { score };
+        }
         Ok(Arc::new(Self { rank: config.r, alpha: config.lora_alpha, first_layer, pairs, score }))
     }
 }
@@ -215,6 +235,11 @@ impl Adapter {
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const SCORE: &str = "base_model.model.score.weight";
+const HEADS: &str = "heads.safetensors";
+
+fn same(a: &Tensor, b: &Tensor) -> Result<bool, Error> {
+    Ok(a.dims() == b.dims() && a.flatten_all()?.to_vec1::<f32>()? == b.flatten_all()?.to_vec1::<f32>()?)
+}
 
 fn tensor_prefix(layer: usize, target: Target) -> String {
     format!("base_model.model.model.layers.{layer}.{}", target.module())

@@ -15,7 +15,7 @@ fn decoder() -> Decoder {
 
 /// An adapter whose B is not zero, as after some training.
 fn trained(decoder: &Decoder, first_layer: usize) -> Arc<Adapter> {
-    trained_as(decoder, Shape { rank: 4, alpha: 8.0, first_layer, score: true })
+    trained_as(decoder, Shape { rank: 4, alpha: 8.0, first_layer, heads: 1 })
 }
 
 fn trained_as(decoder: &Decoder, shape: Shape) -> Arc<Adapter> {
@@ -66,7 +66,7 @@ fn logits_are_those_of_transformers() {
 #[test]
 fn adapted_logits_are_those_of_peft() {
     let decoder = decoder();
-    let adapter = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 0, score: false });
+    let adapter = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 0, heads: 0 });
     let hidden = decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap();
     let logits = rows(&decoder.logits(&hidden).unwrap());
     let picked = |row: usize| [0, 1, 50, 100, 258].map(|token| logits[row][token]);
@@ -154,7 +154,7 @@ fn check_gradients(decoder: &Decoder, adapter: &Arc<Adapter>) {
 #[test]
 fn a_new_adapter_changes_nothing_and_learns_at_once() {
     let decoder = decoder();
-    let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, score: false };
+    let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, heads: 0 };
     let adapter = Arc::new(Adapter::new(&decoder.architecture, shape, 1).unwrap());
     let base = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], None)).unwrap());
     let adapted = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
@@ -193,6 +193,22 @@ fn adapters_survive_the_disk() {
     std::fs::write(&config, text.replace("\"use_dora\": false", "\"use_dora\": true")).unwrap();
     let refused = Adapter::load(dir.path(), &decoder.architecture).unwrap_err();
     assert!(refused.to_string().contains("use_dora"), "{refused}");
+}
+
+#[test]
+fn heads_survive_the_disk_unless_somebody_went_on_with_their_mean() {
+    let decoder = decoder();
+    let adapter = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 1, heads: 3 });
+    let dir = tempfile::tempdir().unwrap();
+    adapter.save(dir.path(), "base").unwrap();
+    let back = Adapter::load(dir.path(), &decoder.architecture).unwrap();
+    assert_eq!(back.parameters().unwrap(), adapter.parameters().unwrap());
+    let mean = rows(adapter.with_mean_head().unwrap().score.as_ref().unwrap());
+    let other = trained_as(&decoder, Shape { rank: 4, alpha: 8.0, first_layer: 1, heads: 1 });
+    other.save(dir.path(), "base").unwrap();
+    let back = Adapter::load(dir.path(), &decoder.architecture).unwrap();
+    assert_eq!(back.parameters().unwrap(), other.parameters().unwrap());
+    assert_ne!(rows(back.score.as_ref().unwrap()), mean);
 }
 
 /// `AutoTokenizer.from_pretrained("tiny")("Grüße, 12!").input_ids`

@@ -27,7 +27,7 @@ fn open(dir: &Path) -> Registry {
 
 fn write(seed: u64) -> impl FnOnce(&Path) -> Result<(), policy::Error> {
     move |dir| {
-        let shape = Shape { rank: 2, alpha: 4.0, first_layer: 0, score: false };
+        let shape = Shape { rank: 2, alpha: 4.0, first_layer: 0, heads: 0 };
         Adapter::new(&architecture(), shape, seed)?.save(dir, "tiny")?;
         fs::create_dir(dir.join("reward"))?;
         fs::write(dir.join("reward/quantiles.json"), "[]")?;

@@ -18,7 +18,7 @@ use super::harness::{Running, start, start_with};
 pub(crate) fn stage(running: &Running, seed: u64) -> Version {
     let model = Model::load(running.dir.path().join("tiny").to_str().unwrap()).unwrap();
     let architecture = &model.decoder.architecture;
-    let shape = Shape { rank: 2, alpha: 64.0, first_layer: 0, score: false };
+    let shape = Shape { rank: 2, alpha: 64.0, first_layer: 0, heads: 0 };
     let fresh = Adapter::new(architecture, shape, seed).unwrap();
     let moved: Vec<Vec<f32>> =
         fresh.parameters().unwrap().into_iter().map(|p| p.into_iter().map(|p| p + 0.05).collect()).collect();

@@ -3,7 +3,8 @@
     pip install torch transformers peft
 
 Not part of .ci/run: torch is large. An adapter is trained by `gyrostat train sft` on a tiny model; then the perplexity that
-`gyrostat evaluate` prints, with the adapter and without, is computed again from the same files in PyTorch.
+`gyrostat evaluate` prints, with the adapter and without, is computed again from the same files in PyTorch. A reward model
+is trained too, with several heads, and must score the same as `AutoModelForSequenceClassification` with one label.
 """
 
 import json
@@ -13,7 +14,8 @@ import subprocess
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from harness import BENIGN, arguments, check, main, step, tiny_model, workspace
 
@@ -35,6 +37,34 @@ def perplexity(model, tokenizer, texts):
         total -= logprobs.gather(1, ids[0, 1:, None]).sum().item()
         count += ids.shape[1] - 1
     return math.exp(total / count)
+
+
+@torch.no_grad()
+def check_reward(args, home, tokenizer):
+    pairs = [{"prompt": prompt, "chosen": f"Certainly, number {n}.", "rejected": "No."} for n, (_, prompt) in enumerate(BENIGN * 4)]
+    data, adapter = home / "pairs.jsonl", home / "reward"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    gyrostat(args, "train", "reward", "--data", data, "--out", adapter)
+    found = json.loads(gyrostat(args, "evaluate", "--data", data, "--reward", adapter))
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model(args), num_labels=1, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter).eval()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def score(pair, side):
+        asked = [{"role": "user", "content": pair["prompt"]}]
+        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(prompt).input_ids + tokenizer(pair[side]).input_ids + [end]
+        return model(torch.tensor([ids])).logits[0, 0].item()
+
+    chosen = [score(pair, "chosen") for pair in pairs]
+    rejected = [score(pair, "rejected") for pair in pairs]
+    theirs, accuracy = sum(chosen) / len(chosen), sum(c > r for c, r in zip(chosen, rejected)) / len(pairs)
+    check(abs(found["reward"] - theirs) < args.tolerance, f"reward: gyrostat {found['reward']}, transformers {theirs}")
+    check(abs(found["preference_accuracy"] - accuracy) < 1e-9, f"accuracy: gyrostat {found['preference_accuracy']}, transformers {accuracy}")
+    heads = load_file(adapter / "heads.safetensors")["heads"]
+    score = load_file(adapter / "adapter_model.safetensors")["base_model.model.score.weight"]
+    check(torch.allclose(heads.mean(0, keepdim=True), score, atol=1e-7), "the score is not the mean of the heads")
+    step(f"reward: {len(heads)} heads, mean score {found['reward']:.5f}, transformers {theirs:.5f}; accuracy {accuracy:.3f} in both")
 
 
 def run(args):
@@ -61,6 +91,7 @@ def run(args):
         check(abs(ours_tuned / theirs_tuned - 1) < args.tolerance, f"adapter: gyrostat {ours_tuned}, peft {theirs_tuned}")
         check(theirs_tuned < theirs, f"training did not lower the perplexity: {theirs} before, {theirs_tuned} after")
         step(f"adapter: perplexity {ours_tuned:.4f}, peft {theirs_tuned:.4f}")
+        check_reward(args, home, tokenizer)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ fn a_known_beginning_is_not_computed_again() {
     check_same(&turn, &ask(&start(Config::default()).engine, next));
 
     let architecture = &engine.model().decoder.architecture;
-    let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, score: false };
+    let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, heads: 0 };
     let adapter = Adapter::new(architecture, shape, 3).unwrap();
     let mut rng = StdRng::seed_from_u64(4);
     let mut parameters = adapter.parameters().unwrap();
