@@ -1,5 +1,6 @@
 //! `gyrostat bench`: this machine's speed, as a small table or JSON.
 
+mod canary;
 mod drift;
 mod serve;
 mod upstream;
@@ -49,11 +50,16 @@ enum What {
     Store,
     /// What upstream mode adds to the latency of 500 requests a second, in microseconds.
     Upstream,
+    /// Simulated canaries: how often what is better, equal and worse is promoted and rolled back.
+    Canary,
 }
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     if let Some(study) = args.study {
         return show(args.json, &study.run(args.runs, args.write.as_deref())?);
+    }
+    if matches!(args.what, What::Canary) {
+        return show(args.json, &canary::study(args.runs.unwrap_or(2000)));
     }
     let mut rows: Map<String, Value> = Map::new();
     let mut row = |name: &str, mut measured: Vec<f64>| {
@@ -98,6 +104,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
                 row(&format!("stream_first_byte_{figure}_us"), streams);
             }
         }
+        What::Canary => {}
         What::Store => {
             for writers in [1, 64] {
                 let measured = (0..rounds).map(|_| store(writers)).collect::<Result<_, _>>()?;
