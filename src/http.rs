@@ -19,6 +19,7 @@ mod wire;
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     pin::Pin,
@@ -41,10 +42,11 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::completion::{Timestamp, Version};
+use crate::canary;
+use crate::completion::{Prompt, Timestamp, Version};
 use crate::cycle;
 use crate::policy::Engine;
-use crate::registry::Registry;
+use crate::registry::{Registry, Trial};
 use crate::signals::Interactions;
 use crate::store::Store;
 
@@ -383,6 +385,18 @@ fn permit(state: &State, headers: &HeaderMap, scope: Option<Scope>) -> Result<()
     let Some(scope) = scope.filter(|_| !keys.is_empty()) else { return Ok(()) };
     let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     admit(keys, &token(header.unwrap_or_default()), scope)
+}
+
+/// The candidate, where one is on trial and this request's user is among those who get it.
+fn candidate(
+    trial: Option<Arc<Trial>>,
+    user: Option<&str>,
+    metadata: &BTreeMap<String, String>,
+    prompt: &Prompt,
+) -> Option<Arc<Trial>> {
+    trial.filter(|trial| {
+        canary::takes(canary::unit(user, metadata, prompt), trial.served.version, trial.share)
+    })
 }
 
 /// Names the version that answers.

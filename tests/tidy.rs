@@ -26,7 +26,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["policy", "upstream", "signals", "store", "drift", "learn", "gate", "canary", "cycle", "http"],
     ),
     ("app", &["completion", "config", "policy", "upstream", "signals", "store", "registry", "cycle", "http"]),
-    ("demo", &["app", "config"]),
+    ("demo", &["app", "canary", "config"]),
     (
         "cli",
         &[

@@ -78,6 +78,9 @@ pub(super) fn new_update(
         state: UpdateState::Running { stage: WAITING.to_owned(), progress: 0.0 },
         feedback: Vec::new(),
         measures: BTreeMap::new(),
+        data: None,
+        proof: None,
+        canary: None,
     }
 }
 
@@ -120,6 +123,16 @@ impl Shared {
 
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody wants the running update to end.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The running update as it is shown.
+    pub(super) fn shown(&self) -> Option<Update> {
+        lock(&self.update).clone()
     }
 
     /// Changes the running update as it is shown.

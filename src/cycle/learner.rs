@@ -13,7 +13,7 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use tracing::error;
 
-use crate::completion::{Completion, Feedback, Prompt, Timestamp, Update, UpdateState, Version};
+use crate::completion::{Completion, Feedback, Outcome, Prompt, Timestamp, Update, UpdateState, Version};
 use crate::learn::{
     self, Dataset, Measures, Ppo, RewardModel, Scores, Sequence, Watch,
     dataset::Split,
@@ -40,6 +40,16 @@ pub(super) enum Stopped {
     TooFew { usable: usize, needed: usize },
     Cancelled,
     Failed(String),
+}
+
+impl From<Stopped> for Outcome {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::TooFew { usable, needed } => Self::TooFew { usable, needed },
+            Stopped::Cancelled => Self::Cancelled,
+            Stopped::Failed(error) => Self::Failed { error },
+        }
+    }
 }
 
 impl From<Error> for Stopped {

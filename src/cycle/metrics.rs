@@ -165,7 +165,7 @@ impl Metrics {
             )?,
         };
         for recipe in RECIPES {
-            for outcome in ["promoted", "rejected", "withheld", "too_few", "failed", "cancelled"] {
+            for outcome in Outcome::NAMES {
                 metrics.updates.with_label_values(&[recipe, outcome]);
             }
         }
@@ -197,6 +197,7 @@ impl Metrics {
             let state = match record.state {
                 VersionState::Staged => "staged",
                 VersionState::Active => "active",
+                VersionState::Canary => "canary",
                 VersionState::Retired => "retired",
                 VersionState::Rejected => "rejected",
             };

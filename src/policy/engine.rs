@@ -117,6 +117,20 @@ impl Engine {
     /// # Errors
     /// The queue is full, the sequence does not fit the context, or the thread has ended.
     pub fn submit(&self, request: GenerateRequest) -> Result<events::Receiver<Event>, SubmitError> {
+        let is_client = request.pinned.is_none();
+        self.queue(request, is_client)
+    }
+
+    /// [`Engine::submit`] of a client's request, whichever version it names: it does not stand behind others.
+    pub fn submit_first(&self, request: GenerateRequest) -> Result<events::Receiver<Event>, SubmitError> {
+        self.queue(request, true)
+    }
+
+    fn queue(
+        &self,
+        request: GenerateRequest,
+        is_client: bool,
+    ) -> Result<events::Receiver<Event>, SubmitError> {
         let (prompt, max_tokens, context) = (request.prompt.len(), request.max_tokens, self.inner.context);
         if prompt == 0 || prompt.saturating_add(max_tokens) > context {
             return Err(SubmitError::TooLong { prompt, max_tokens, context });
@@ -129,8 +143,7 @@ impl Engine {
             let retry_after_seconds = load.retry_after_seconds();
             return Err(SubmitError::QueueFull { limit: queue, retry_after_seconds });
         }
-        let sequence = Sequence::new(request, sender, Instant::now());
-        let is_client = sequence.is_client();
+        let sequence = Sequence::new(request, is_client, sender, Instant::now());
         load.clients.fetch_add(usize::from(is_client), Ordering::Relaxed);
         self.inner.jobs.send(sequence).map_err(|mpsc::SendError(_)| {
             load.waiting.fetch_sub(1, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! The sidecar from outside: real HTTP, a real (tiny, seeded) model, a real store.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod canary;
 mod chat;
 mod description;
 mod feedback;
