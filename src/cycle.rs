@@ -33,6 +33,7 @@ use crate::store::{self, Store};
 
 pub use handle::{Handle, StartError};
 pub use metrics::Metrics;
+pub use scoring::{Compared, side_by_side};
 pub use sense::every_reading;
 
 use handle::Shared;

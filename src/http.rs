@@ -5,6 +5,7 @@ mod answer;
 mod error;
 mod feedback;
 mod fields;
+mod lineage;
 mod logged;
 mod loop_routes;
 mod metrics;
@@ -222,6 +223,10 @@ const ROUTES: &[Route] = routes! {
     post "/v1/updates" ADMIN, Some("UpdateRequest"), "202" Some("Update"), loop_routes::start_update, "starts an update";
     get "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::update, "one update";
     delete "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::cancel_update, "cancels an update";
+    get "/v1/completions/{id}/lineage" ADMIN, None, "200" Some("CompletionLineage"), lineage::of_completion, "the feedback that shaped an answer";
+    get "/v1/feedback/{id}" ADMIN, None, "200" Some("FeedbackLineage"), lineage::of_feedback, "the versions that learned from a judgement";
+    delete "/v1/raters/{id}" ADMIN, None, "200" Some("Forgotten"), lineage::forget, "forgets what a person said";
+    get "/v1/versions/{v}" ADMIN, None, "200" Some("VersionLineage"), lineage::version, "one version, and the feedback that shaped it";
     get "/v1/versions" ADMIN, None, "200" Some("Versions"), loop_routes::versions, "versions, newest first";
     post "/v1/versions/{v}/promote" ADMIN, None, "200" Some("Version"), loop_routes::promote, "serves a version; an older one rolls back";
     get "/metrics" ADMIN, None, "200" None, ops::metrics, "Prometheus metrics";

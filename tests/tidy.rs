@@ -39,6 +39,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "store",
             "drift",
             "learn",
+            "gate",
             "canary",
             "registry",
             "cycle",

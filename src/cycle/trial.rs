@@ -169,7 +169,7 @@ impl Cycle {
         if active == version {
             return ("promoted by hand".to_owned(), Outcome::Promoted { version });
         }
-        let reason = format!("{active} was promoted by hand");
+        let reason = format!("{active} was put before everybody meanwhile");
         (reason.clone(), Outcome::RolledBack { version, reason })
     }
 

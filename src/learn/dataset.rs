@@ -20,7 +20,7 @@ pub struct Config {
     /// The share of the whole that one rater may have; what is beyond it is weighed down. Of a few raters each may have
     /// twice an equal share.
     pub rater_share: f64,
-    /// People that an update needs behind its feedback; one by hand needs one.
+    /// People that an update needs behind its feedback.
     pub minimum_raters: usize,
     /// Judgements that a rater can read in so many seconds, at most; more are left out. 0 leaves none out.
     pub burst: usize,

@@ -9,13 +9,14 @@ use super::harness::{Running, chat, start, start_with};
 use super::updates::stage;
 
 /// A gate that everything passes, and a canary on half of the users.
-fn lenient(config: &mut Config) {
+pub(crate) fn lenient(config: &mut Config) {
     config.gate.win_rate = -1.0;
     config.gate.other_win_rate = -1.0;
     config.gate.refusal_margin = 1.0;
     config.gate.kl_budget = 1e9;
     config.gate.length_ratio = (0.0, 1e9);
     config.gate.perplexity_ratio = 1e9;
+    config.gate.judge_accuracy = 0.0;
     config.canary.share = 0.5;
     config.canary.samples = 60;
     config.canary.days = 1e6;

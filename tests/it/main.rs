@@ -8,6 +8,7 @@ mod feedback;
 mod harness;
 mod judgements;
 mod leaving;
+mod lineage;
 mod malformed;
 mod openai;
 mod pushing;

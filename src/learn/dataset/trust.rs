@@ -176,7 +176,9 @@ fn without_repeats(voices: Vec<Voice>, trust: &mut Trust) -> Vec<Voice> {
     let (first, repeats): (Vec<Voice>, Vec<Voice>) = voices
         .into_iter()
         .partition(|voice| seen.insert((voice.who.clone(), voice.subject, voice.words.clone())));
-    repeats.iter().for_each(|voice| trust.leave_out("repeats", voice));
+    for voice in &repeats {
+        trust.leave_out("repeats", voice);
+    }
     let mut last = HashSet::new();
     let mut kept = Vec::with_capacity(first.len());
     for voice in first.into_iter().rev() {
@@ -213,7 +215,9 @@ fn without_haste(voices: Vec<Voice>, config: &Config, trust: &mut Trust) -> Vec<
         }
         reads
     });
-    left.iter().for_each(|voice| trust.leave_out("too fast to be read", voice));
+    for voice in &left {
+        trust.leave_out("too fast to be read", voice);
+    }
     if !hasty.is_empty() {
         trust.warnings.push(format!("{} raters judge faster than anybody reads", hasty.len()));
     }
