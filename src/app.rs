@@ -127,6 +127,7 @@ impl App {
             drift: config.drift,
             learn: config.learn,
             gate: config.gate,
+            canary: config.canary,
             classifier: Arc::clone(interactions.classifier()),
             clock: now,
         })?;

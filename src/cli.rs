@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod generate;
 mod jsonl;
+mod judge;
 mod logging;
 mod model;
 mod replay;
@@ -51,6 +52,8 @@ enum Command {
     Train(train::Args),
     /// Measure the model, an adapter or a reward model on a file.
     Evaluate(evaluate::Args),
+    /// Let the gate judge an adapter against another, or against the model itself.
+    Judge(judge::Args),
     /// Answer the prompts of a file.
     Generate(generate::Args),
     /// Write what was recorded as a data set in TRL's formats.
@@ -89,6 +92,7 @@ fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Replay(args) => replay::run(args, config),
         Command::Train(args) => train::run(args, config),
         Command::Evaluate(args) => evaluate::run(args, &config),
+        Command::Judge(args) => judge::run(args, &config),
         Command::Generate(args) => generate::run(args, &config),
         Command::Export(args) => export::run(args, &config),
         Command::Report(args) => report::run(args, &config),

@@ -4,6 +4,7 @@
 //! Nothing here has behaviour beyond its own invariants, and nothing here does IO.
 
 mod record;
+mod story;
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -13,6 +14,7 @@ use uuid::Uuid;
 pub use record::{
     Alarm, Cause, Direction, DriftState, Outcome, ScorecardRow, Share, Trigger, Update, UpdateState,
 };
+pub use story::{ArmReadings, CanaryCourse, Check, Compared, DataReport, Proof, RaterNote};
 
 /// Milliseconds since the Unix epoch. The core never reads a clock: `now` is an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

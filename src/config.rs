@@ -8,6 +8,7 @@ use figment::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::canary;
 use crate::cycle;
 use crate::drift;
 use crate::gate;
@@ -31,6 +32,7 @@ pub struct Config {
     pub drift: drift::Config,
     pub learn: learn::Config,
     pub gate: gate::Config,
+    pub canary: canary::Config,
     pub cycle: cycle::Config,
     pub probes: signals::Probes,
 }
@@ -61,6 +63,8 @@ pub enum Error {
     File { path: std::path::PathBuf, source: std::io::Error },
     #[error("configuration: {0}")]
     Drift(#[from] drift::Error),
+    #[error("configuration: {0}")]
+    Canary(#[from] canary::Invalid),
 }
 
 impl Config {
@@ -80,6 +84,7 @@ impl Config {
             .extract()
             .map_err(|error| Error::Read(Box::new(error)))?;
         config.drift.check()?;
+        config.canary.check()?;
         Ok(config)
     }
 }

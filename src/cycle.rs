@@ -7,6 +7,7 @@ mod learner;
 mod metrics;
 mod scoring;
 mod sense;
+mod trial;
 
 use std::{
     path::PathBuf,
@@ -19,12 +20,13 @@ use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use crate::canary;
 use crate::completion::{
     Alarm, Cause, Direction, InteractionType, Outcome, Share, SignalKind, Timestamp, Trigger, Update,
     UpdateState, Version,
 };
 use crate::drift::{self, Monitor};
-use crate::gate::{self, Verdict};
+use crate::gate;
 use crate::learn;
 use crate::policy::Engine;
 use crate::registry::{self, Registry};
@@ -33,12 +35,14 @@ use crate::store::{self, Event, Store};
 
 pub use handle::{Handle, StartError};
 pub use metrics::Metrics;
+pub use scoring::{Compared, side_by_side};
 pub use sense::every_reading;
 
 use handle::Shared;
 use helpfulness::{Reference, Scorer};
 use learner::{Learned, Learner};
 use sense::{Circles, Key, Reading, Recent};
+use trial::Trial;
 
 /// When the loop turns, and when it learns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +109,7 @@ pub struct Parts {
     pub drift: drift::Config,
     pub learn: learn::Config,
     pub gate: gate::Config,
+    pub canary: canary::Config,
     /// Tells refusals and risks of what the gate compares.
     pub classifier: Arc<Classifier>,
     /// Reads the clock.
@@ -134,6 +139,7 @@ pub struct Cycle {
     helpfulness: Reference,
     cause: Option<Reason>,
     learner: Option<Learner>,
+    trial: Option<Trial>,
 }
 
 impl Cycle {
@@ -144,8 +150,13 @@ impl Cycle {
     pub fn new(parts: Parts) -> Result<(Self, Handle), Error> {
         let (memory, cursor) = sense::restore(&parts)?;
         let version = memory.version;
+        let on_trial = trial::resume(&parts, memory.trial)?;
         let monitor = Monitor::restore(parts.drift.clone(), memory.monitor)?;
         let shared = Arc::new(Shared::new(parts.clone(), monitor));
+        let trial = on_trial.map(|(trial, update)| {
+            shared.begin(update);
+            trial
+        });
         let mut cycle = Self {
             shared: Arc::clone(&shared),
             parts,
@@ -157,6 +168,7 @@ impl Cycle {
             helpfulness: memory.helpfulness,
             cause: memory.cause,
             learner: None,
+            trial,
         };
         cycle.start_scorer();
         Ok((cycle, Handle::new(shared)))
@@ -193,9 +205,14 @@ impl Cycle {
         if self.cursor > before {
             self.remember()?;
         }
-        if let Some((update, learned)) = self.finished() {
-            let outcome = self.prove(&update, learned, now)?;
+        if let Some((mut update, learned)) = self.finished()
+            && let Some(outcome) = self.prove(&mut update, learned, now)?
+        {
             self.close(update, outcome, now)?;
+        }
+        if let Some((update, outcome)) = self.rule(now)? {
+            self.close(update, outcome, now)?;
+            self.remember()?;
         }
         if let Some(update) = self.reason_to_learn(now) {
             self.learn(update)?;
@@ -267,6 +284,7 @@ impl Cycle {
         for reading in &readings {
             self.parts.metrics.reading(reading);
         }
+        self.try_on(&readings);
         readings.retain(|reading| reading.signal.version == self.version);
         Ok(readings)
     }
@@ -343,6 +361,7 @@ impl Cycle {
         let memory = sense::Memory {
             version: self.version,
             cause: self.cause.clone(),
+            trial: self.trial.clone(),
             monitor: self.monitor().save(),
             circles: self.circles.clone(),
             helpfulness: self.helpfulness.clone(),
@@ -378,7 +397,7 @@ impl Cycle {
 
     /// An alarm with feedback enough behind it, or somebody's wish.
     fn reason_to_learn(&mut self, now: Timestamp) -> Option<Update> {
-        if self.learner.is_some() || self.parts.engine.is_none() {
+        if self.learner.is_some() || self.trial.is_some() || self.parts.engine.is_none() {
             return None;
         }
         if let Some(update) = self.shared.wish() {
@@ -408,35 +427,26 @@ impl Cycle {
         Some(learner.join())
     }
 
-    /// Lets the gate judge the candidate, and swaps it in if it may.
+    /// Lets the gate judge the candidate, and swaps it in or puts it on trial if it may; no outcome yet where it is
+    /// on trial.
     fn prove(
         &mut self,
-        update: &Update,
+        update: &mut Update,
         learned: Result<Learned, learner::Stopped>,
         now: Timestamp,
-    ) -> Result<Outcome, Error> {
+    ) -> Result<Option<Outcome>, Error> {
         let learned = match learned {
             Ok(learned) => learned,
-            Err(learner::Stopped::TooFew { usable, needed }) => {
-                return Ok(Outcome::TooFew { usable, needed });
-            }
-            Err(learner::Stopped::Cancelled) => return Ok(Outcome::Cancelled),
-            Err(learner::Stopped::Failed(error)) => return Ok(Outcome::Failed { error }),
+            Err(stopped) => return Ok(Some(stopped.into())),
         };
-        match gate::judge(&learned.incumbent, &learned.candidate, &self.parts.gate) {
-            Verdict::Reject { reasons } => Ok(Outcome::Rejected { reasons }),
-            Verdict::Promote { reasons } => {
-                let note = reasons.join("; ");
-                let version = learned.stage(&self.parts, update, &note, now)?;
-                match self.parts.registry.promote(version, now) {
-                    Ok(_) => Ok(Outcome::Promoted { version }),
-                    Err(error) => {
-                        warn!(%version, %error, "a proven version is not served");
-                        Ok(Outcome::Withheld { version, reason: error.to_string() })
-                    }
-                }
-            }
+        let verdict = gate::judge(&learned.incumbent, &learned.candidate, &self.parts.gate);
+        update.proof = Some(verdict.proof.clone());
+        let reasons = verdict.reasons();
+        if !verdict.promote {
+            return Ok(Some(Outcome::Rejected { reasons }));
         }
+        let version = learned.stage(&self.parts, update, &reasons.join("; "), now)?;
+        self.admit(update, version, now)
     }
 
     fn close(&mut self, mut update: Update, outcome: Outcome, now: Timestamp) -> Result<(), Error> {

@@ -16,6 +16,7 @@ use std::{
 use serde_json::Value;
 
 use crate::app::{self, App};
+use crate::canary::AtBudget;
 use crate::config::Config;
 
 use client::Client;
@@ -87,6 +88,10 @@ fn config(options: &Options, data: &Path) -> Config {
     config.cycle.minimum_feedback = JUDGED;
     config.cycle.gate_prompts = 48;
     config.cycle.seed = options.seed;
+    config.canary.share = 0.5;
+    config.canary.samples = 160;
+    config.canary.at_budget = AtBudget::Promote;
+    config.canary.readings_a_user = 4;
     config.learn.reward.depth = 0.2;
     config.learn.reward.learning_rate = 1e-3;
     config.learn.reward.epochs = 1;
@@ -168,7 +173,8 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     }
     bar.finish_and_clear();
 
-    screen.title("4 · the update: reward model, then PPO, then the gate; serving goes on");
+    screen
+        .title("4 · the update: reward model, PPO, the gate, a canary on half of the users; serving goes on");
     let update = until_ended(&client, &mut users, screen).await?;
     if update["outcome"] != "promoted" {
         return Err(Error::NotPromoted(update_outcome(&update)));
@@ -219,6 +225,13 @@ async fn until_ended(client: &Client, users: &mut Users, screen: &Screen) -> Res
             screen.say(&format!("{served} answers were served meanwhile, none failed"));
             screen.verdict(&update);
             return Ok(update);
+        }
+        if update["stage"] == "canary" {
+            let mut asked: Vec<Asked> = (0..24).map(|_| users.changing()).collect();
+            asked.extend(users.rounds(2));
+            client.serve(&asked, true).await?;
+            served += asked.len() as u64;
+            continue;
         }
         if served < since.elapsed().as_secs() / 10 {
             let round = users.rounds(1);

@@ -5,6 +5,7 @@ mod answer;
 mod error;
 mod feedback;
 mod fields;
+mod lineage;
 mod logged;
 mod loop_routes;
 mod metrics;
@@ -19,6 +20,7 @@ mod wire;
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     pin::Pin,
@@ -41,10 +43,11 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::completion::{Timestamp, Version};
+use crate::canary;
+use crate::completion::{Prompt, Timestamp, Version};
 use crate::cycle;
 use crate::policy::Engine;
-use crate::registry::Registry;
+use crate::registry::{Registry, Trial};
 use crate::signals::Interactions;
 use crate::store::Store;
 
@@ -220,6 +223,10 @@ const ROUTES: &[Route] = routes! {
     post "/v1/updates" ADMIN, Some("UpdateRequest"), "202" Some("Update"), loop_routes::start_update, "starts an update";
     get "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::update, "one update";
     delete "/v1/updates/{id}" ADMIN, None, "200" Some("Update"), loop_routes::cancel_update, "cancels an update";
+    get "/v1/completions/{id}/lineage" ADMIN, None, "200" Some("CompletionLineage"), lineage::of_completion, "the feedback that shaped an answer";
+    get "/v1/feedback/{id}" ADMIN, None, "200" Some("FeedbackLineage"), lineage::of_feedback, "the versions that learned from a judgement";
+    delete "/v1/raters/{id}" ADMIN, None, "200" Some("Forgotten"), lineage::forget, "forgets what a person said";
+    get "/v1/versions/{v}" ADMIN, None, "200" Some("VersionLineage"), lineage::version, "one version, and the feedback that shaped it";
     get "/v1/versions" ADMIN, None, "200" Some("Versions"), loop_routes::versions, "versions, newest first";
     post "/v1/versions" ADMIN, Some("Adapter"), "201" Some("Version"), loop_routes::stage_version, "takes in an adapter that was trained elsewhere";
     post "/v1/versions/{v}/promote" ADMIN, None, "200" Some("Version"), loop_routes::promote, "serves a version; an older one rolls back";
@@ -384,6 +391,18 @@ fn permit(state: &State, headers: &HeaderMap, scope: Option<Scope>) -> Result<()
     let Some(scope) = scope.filter(|_| !keys.is_empty()) else { return Ok(()) };
     let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     admit(keys, &token(header.unwrap_or_default()), scope)
+}
+
+/// The candidate, where one is on trial and this request's user is among those who get it.
+fn candidate(
+    trial: Option<Arc<Trial>>,
+    user: Option<&str>,
+    metadata: &BTreeMap<String, String>,
+    prompt: &Prompt,
+) -> Option<Arc<Trial>> {
+    trial.filter(|trial| {
+        canary::takes(canary::unit(user, metadata, prompt), trial.served.version, trial.share)
+    })
 }
 
 /// Names the version that answers.

@@ -1,7 +1,8 @@
 //! The versions of the policy on disk, and which of them is served. The served version changes only here.
 //!
 //! ```text
-//! versions/active             which version is served, and all promotions before: one file, replaced by a rename
+//! versions/active             which version is served, all promotions before, and which version is on trial: one file,
+//!                             replaced by a rename
 //! versions/v0003/version.json where it comes from, the checksums of its files, the gate's report
 //! versions/v0003/             adapter_config.json, adapter_model.safetensors as PEFT writes them; reward/ beside
 //! ```
@@ -11,6 +12,7 @@
 mod disk;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +27,8 @@ use uuid::Uuid;
 
 use crate::completion::{Timestamp, Version};
 use crate::policy::{self, Adapter, Served};
+
+pub use trial::Trial;
 
 const ACTIVE: &str = "active";
 const RECORD: &str = "version.json";
@@ -80,6 +84,8 @@ pub enum VersionState {
     /// Written, never served.
     Staged,
     Active,
+    /// On trial: served to a share of the users.
+    Canary,
     /// Was served.
     Retired,
     /// The gate or the canary said no.
@@ -133,9 +139,18 @@ struct Manifest {
 
 /// `active`: the last of the promotions is the version that is served.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Promotions {
+struct Serving {
     format: u32,
     promotions: Vec<Promotion>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trial: Option<Placed>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Placed {
+    version: Version,
+    share: f64,
+    at: Timestamp,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -155,8 +170,9 @@ pub struct Registry {
     load: Box<Load>,
     take_in: OnceLock<Box<TakeIn>>,
     served: watch::Sender<Served>,
+    trial: Mutex<Option<Arc<Trial>>>,
     /// Held during a change, so that changes follow each other.
-    promotions: Mutex<Promotions>,
+    promotions: Mutex<Serving>,
     warnings: Vec<String>,
 }
 
@@ -191,7 +207,7 @@ impl Registry {
             }
         }
         let mut warnings = Vec::new();
-        let promotions = match disk::read::<Promotions>(&dir.join(ACTIVE)) {
+        let promotions = match disk::read::<Serving>(&dir.join(ACTIVE)) {
             Ok(found) => found,
             Err(Error::Damaged { path, problem }) => {
                 warnings
@@ -200,16 +216,19 @@ impl Registry {
             }
             Err(error) => return Err(error),
         };
-        let promotions = promotions.unwrap_or(Promotions { format: FORMAT, promotions: Vec::new() });
+        let promotions =
+            promotions.unwrap_or(Serving { format: FORMAT, promotions: Vec::new(), trial: None });
         let mut registry = Self {
             dir: dir.to_owned(),
             load: Box::new(load),
             take_in: OnceLock::new(),
             served: watch::Sender::new(Served::default()),
+            trial: Mutex::default(),
             promotions: Mutex::new(promotions),
             warnings,
         };
         registry.serve_newest_sound();
+        registry.resume_trial();
         for warning in &registry.warnings {
             tracing::error!("{warning}");
         }
@@ -353,6 +372,25 @@ impl Registry {
     pub fn promote(&self, version: Version, now: Timestamp) -> Result<VersionRecord, Error> {
         let mut promotions = self.lock();
         let manifest = self.manifest(version)?;
+        let served = self.taken_in(&manifest)?;
+        let mut next = promotions.clone();
+        let again = next.promotions.last().map(|last| last.version) == Some(version);
+        if !again {
+            next.promotions.push(Promotion { version, at: now });
+        }
+        if !again || next.trial.take().is_some() {
+            next.trial = None;
+            disk::replace(&self.dir.join(ACTIVE), &next)?;
+        }
+        *promotions = next;
+        *self.trial_lock() = None;
+        self.served.send_replace(served);
+        Ok(self.record(manifest, &promotions))
+    }
+
+    /// Checked, loaded, and with whoever else serves it.
+    fn taken_in(&self, manifest: &Manifest) -> Result<Served, Error> {
+        let version = manifest.version;
         if manifest.rejected_at.is_some() {
             return Err(Error::Rejected(version));
         }
@@ -361,14 +399,7 @@ impl Registry {
             let sha256 = manifest.files.get(WEIGHTS).map_or("", String::as_str);
             take_in(version, sha256, &path).map_err(|reason| Error::NotTakenIn { version, reason })?;
         }
-        let mut next = promotions.clone();
-        if next.promotions.last().map(|last| last.version) != Some(version) {
-            next.promotions.push(Promotion { version, at: now });
-            disk::replace(&self.dir.join(ACTIVE), &next)?;
-        }
-        *promotions = next;
-        self.served.send_replace(served);
-        Ok(self.record(manifest, &promotions))
+        Ok(served)
     }
 
     /// Marks a version as one that must not be served.
@@ -378,7 +409,8 @@ impl Registry {
     pub fn reject(&self, version: Version, now: Timestamp) -> Result<VersionRecord, Error> {
         let promotions = self.lock();
         let mut manifest = self.manifest(version)?;
-        let Some(path) = self.path(version).filter(|_| version != self.active()) else {
+        let on_trial = promotions.trial.is_some_and(|trial| trial.version == version);
+        let Some(path) = self.path(version).filter(|_| version != self.active() && !on_trial) else {
             return Err(Error::Active(version));
         };
         if manifest.rejected_at.is_none() {
@@ -433,7 +465,7 @@ impl Registry {
         Ok(records)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Promotions> {
+    fn lock(&self) -> MutexGuard<'_, Serving> {
         self.promotions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -462,7 +494,7 @@ impl Registry {
         }
     }
 
-    fn record(&self, manifest: Manifest, promotions: &Promotions) -> VersionRecord {
+    fn record(&self, manifest: Manifest, promotions: &Serving) -> VersionRecord {
         let version = manifest.version;
         let promoted_at: Vec<_> = promotions
             .promotions
@@ -472,6 +504,8 @@ impl Registry {
             .collect();
         let state = if version == self.active() {
             VersionState::Active
+        } else if promotions.trial.is_some_and(|trial| trial.version == version) {
+            VersionState::Canary
         } else if manifest.rejected_at.is_some() {
             VersionState::Rejected
         } else if promoted_at.is_empty() && version.0 > 0 {

@@ -17,12 +17,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("learn", &["completion", "policy"]),
     // Only the noun `Scores` and what it is made of.
     ("gate", &["completion", "learn"]),
+    ("canary", &["completion"]),
     ("registry", &["completion", "policy"]),
-    ("cycle", &["completion", "policy", "signals", "store", "drift", "learn", "gate", "registry"]),
-    ("http", &["completion", "policy", "upstream", "signals", "store", "registry", "cycle"]),
-    ("config", &["policy", "upstream", "signals", "store", "drift", "learn", "gate", "cycle", "http"]),
+    ("cycle", &["completion", "policy", "signals", "store", "drift", "learn", "gate", "canary", "registry"]),
+    ("http", &["completion", "policy", "upstream", "signals", "store", "canary", "registry", "cycle"]),
+    (
+        "config",
+        &["policy", "upstream", "signals", "store", "drift", "learn", "gate", "canary", "cycle", "http"],
+    ),
     ("app", &["completion", "config", "policy", "upstream", "signals", "store", "registry", "cycle", "http"]),
-    ("demo", &["app", "config"]),
+    ("demo", &["app", "canary", "config"]),
     (
         "cli",
         &[
@@ -35,6 +39,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "store",
             "drift",
             "learn",
+            "gate",
+            "canary",
             "registry",
             "cycle",
             "http",

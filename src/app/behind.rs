@@ -40,22 +40,28 @@ pub(super) fn follow(registry: &Arc<Registry>, upstream: &Upstream, config: &Con
         // Promotions run on threads that may block.
         runtime.block_on(pushed.load(release)).map_err(|error| error.to_string())
     });
-    let active = active(registry, config);
-    if let Some(release) = active.clone() {
-        upstream.expect(release);
+    let served: Vec<Release> =
+        serving(registry).filter_map(|version| known(registry, config, version)).collect();
+    for release in &served {
+        upstream.expect(release.clone());
     }
-    tokio::spawn(keep_up(upstream.clone(), Arc::clone(registry), active))
+    tokio::spawn(keep_up(upstream.clone(), Arc::clone(registry), served))
 }
 
-/// The version that was served last, which the upstream may have lost since.
-fn active(registry: &Registry, config: &Config) -> Option<Release> {
-    let version = registry.active();
+/// What is served, and what is on trial.
+fn serving(registry: &Registry) -> impl Iterator<Item = Version> + use<> {
+    let trial = registry.trial().map(|trial| trial.served.version);
+    std::iter::once(registry.active()).chain(trial)
+}
+
+/// A version that was served last, which the upstream may have lost since.
+fn known(registry: &Registry, config: &Config, version: Version) -> Option<Release> {
     let dir: PathBuf = registry.path(version)?;
     let record = registry.version(version).ok()?;
     release(config, version, &record.sha256, &dir).ok()
 }
 
-async fn keep_up(upstream: Upstream, registry: Arc<Registry>, active: Option<Release>) {
+async fn keep_up(upstream: Upstream, registry: Arc<Registry>, before: Vec<Release>) {
     const AGAIN: Duration = Duration::from_secs(2);
     let mut told = false;
     while let Err(fault) = upstream.models().await {
@@ -65,16 +71,17 @@ async fn keep_up(upstream: Upstream, registry: Arc<Registry>, active: Option<Rel
         tokio::time::sleep(AGAIN).await;
     }
     info!(model = upstream.model(), "the upstream answers");
-    if let Some(release) = active
-        && let Err(error) = upstream.load(release).await
-    {
-        warn!(%error, "the upstream did not load the version that was served last");
+    for release in before {
+        if let Err(error) = upstream.load(release).await {
+            warn!(%error, "the upstream did not load a version that was served last");
+        }
     }
     let mut served = registry.served();
     let mut current = served.borrow_and_update().version;
     let mut previous = current;
     loop {
-        upstream.keep(&[current, previous]).await;
+        let wanted: Vec<Version> = serving(&registry).chain([current, previous]).collect();
+        upstream.keep(&wanted).await;
         tokio::select! {
             changed = served.changed() => {
                 if changed.is_err() {

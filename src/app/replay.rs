@@ -55,6 +55,7 @@ impl Replay {
             drift: config.drift,
             learn: config.learn,
             gate: config.gate,
+            canary: config.canary,
             classifier: Arc::clone(interactions.classifier()),
             clock: super::now,
         })?;

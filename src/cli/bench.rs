@@ -1,6 +1,8 @@
 //! `gyrostat bench`: this machine's speed, as a small table or JSON.
 
+mod canary;
 mod drift;
+mod poison;
 mod serve;
 mod upstream;
 
@@ -32,6 +34,9 @@ pub(crate) struct Args {
     /// Runs of each line of a study; unset, as many as its figures in benches/RESULTS.md.
     #[arg(long)]
     runs: Option<usize>,
+    /// With `poison`: preferences, lines of {"prompt","chosen","rejected"}; may be given again.
+    #[arg(long)]
+    data: Vec<String>,
     /// With `--study delay`: a directory for the streams, to show them to other detectors.
     #[arg(long)]
     write: Option<std::path::PathBuf>,
@@ -49,11 +54,21 @@ enum What {
     Store,
     /// What upstream mode adds to the latency of 500 requests a second, in microseconds.
     Upstream,
+    /// What raters who flip every label cost a small reward model, on the preferences of `--data`.
+    Poison,
+    /// Simulated canaries: how often what is better, equal and worse is promoted and rolled back.
+    Canary,
 }
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     if let Some(study) = args.study {
         return show(args.json, &study.run(args.runs, args.write.as_deref())?);
+    }
+    if matches!(args.what, What::Canary) {
+        return show(args.json, &canary::study(args.runs.unwrap_or(2000)));
+    }
+    if matches!(args.what, What::Poison) {
+        return show(args.json, &poison::study(&args.data, args.runs.unwrap_or(9))?);
     }
     let mut rows: Map<String, Value> = Map::new();
     let mut row = |name: &str, mut measured: Vec<f64>| {
@@ -98,6 +113,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
                 row(&format!("stream_first_byte_{figure}_us"), streams);
             }
         }
+        What::Canary | What::Poison => {}
         What::Store => {
             for writers in [1, 64] {
                 let measured = (0..rounds).map(|_| store(writers)).collect::<Result<_, _>>()?;

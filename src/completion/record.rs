@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{CompletionId, FeedbackId, InteractionType, SignalKind, Timestamp, Version};
+use super::{
+    CanaryCourse, CompletionId, DataReport, FeedbackId, InteractionType, Proof, SignalKind, Timestamp,
+    Version,
+};
 
 /// Which way a signal moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -169,9 +172,19 @@ pub enum Outcome {
         version: Version,
         reason: String,
     },
+    /// The canary found it worse, or not proven; what was served serves everybody again.
+    RolledBack {
+        version: Version,
+        reason: String,
+    },
     /// There was too little feedback to learn from.
     TooFew {
         usable: usize,
+        needed: usize,
+    },
+    /// Too few people stand behind the feedback.
+    TooFewRaters {
+        raters: usize,
         needed: usize,
     },
     Failed {
@@ -181,13 +194,27 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every value of the metric label `outcome`.
+    pub const NAMES: [&str; 8] = [
+        "promoted",
+        "rejected",
+        "withheld",
+        "rolled_back",
+        "too_few",
+        "too_few_raters",
+        "failed",
+        "cancelled",
+    ];
+
     /// The metric label `outcome`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Promoted { .. } => "promoted",
             Self::Rejected { .. } => "rejected",
             Self::Withheld { .. } => "withheld",
+            Self::RolledBack { .. } => "rolled_back",
             Self::TooFew { .. } => "too_few",
+            Self::TooFewRaters { .. } => "too_few_raters",
             Self::Failed { .. } => "failed",
             Self::Cancelled => "cancelled",
         }
@@ -198,7 +225,8 @@ impl Outcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum UpdateState {
-    /// `stage` in words (`dataset`, `reward`, `ppo`, `gate`), `progress` from 0 to 1 over the whole update.
+    /// `stage` in words (`dataset`, `reward`, `ppo`, `gate`), `progress` from 0 to 1 over the whole update; at the stage
+    /// `canary` over the canary's readings.
     Running { stage: String, progress: f64 },
     Ended {
         ended_at: Timestamp,
@@ -225,4 +253,13 @@ pub struct Update {
     pub feedback: Vec<FeedbackId>,
     /// TRL's names (`objective/kl`, …) and the gate's scores, as far as they are known.
     pub measures: BTreeMap<String, f64>,
+    /// The data, once it is gathered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataReport>,
+    /// What the gate saw, once it has judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+    /// The canary's course, where the gate said yes and canaries are on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryCourse>,
 }

@@ -11,8 +11,8 @@ use std::{
 use uuid::Uuid;
 
 use crate::completion::{
-    Alarm, DriftState, InteractionType, Outcome, ScorecardRow, SignalKind, Timestamp, Trigger, Update,
-    UpdateState, Version,
+    Alarm, DriftState, FeedbackId, InteractionType, Outcome, ScorecardRow, SignalKind, Timestamp, Trigger,
+    Update, UpdateState, Version,
 };
 use crate::drift::{self, Monitor};
 use crate::signals::Probed;
@@ -78,6 +78,9 @@ pub(super) fn new_update(
         state: UpdateState::Running { stage: WAITING.to_owned(), progress: 0.0 },
         feedback: Vec::new(),
         measures: BTreeMap::new(),
+        data: None,
+        proof: None,
+        canary: None,
     }
 }
 
@@ -120,6 +123,16 @@ impl Shared {
 
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody wants the running update to end.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The running update as it is shown.
+    pub(super) fn shown(&self) -> Option<Update> {
+        lock(&self.update).clone()
     }
 
     /// Changes the running update as it is shown.
@@ -256,6 +269,30 @@ impl Handle {
             new_update(Trigger::Hand, recipe, interactions, parts.registry.active(), (parts.clock)());
         *slot = Some(update.clone());
         Ok(update)
+    }
+
+    /// Forgets what a rater said, also where updates tell of him; returns the ids of what he said.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn forget(&self, rater: &str) -> Result<Vec<FeedbackId>, Error> {
+        let store = &self.shared.parts.store;
+        let ids = store.forget(rater)?;
+        let scrub = |update: &mut Update| {
+            let Some(data) = &mut update.data else { return false };
+            let before = data.weighed_down.len();
+            data.weighed_down.retain(|note| note.rater != rater);
+            data.weighed_down.len() < before
+        };
+        for mut update in store.updates(SHOWN)? {
+            if scrub(&mut update) {
+                store.put_update(&update)?;
+            }
+        }
+        self.shared.revise(|update| {
+            scrub(update);
+        });
+        Ok(ids)
     }
 
     /// Cancels an update that runs; one that has ended is returned as it is, `None` is unknown.

@@ -122,6 +122,7 @@ fn score(
             true
         },
         report: &|_, _, _| (),
+        checkpoints: None,
     };
     let model: &Arc<_> = engine.model();
     let sequence = Sequence::encode(model, &completion.prompt, &completion.answer, pace.sequence_tokens)?;

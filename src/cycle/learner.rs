@@ -1,6 +1,9 @@
 //! One update, on a thread of its own: data set, reward model, policy, scores. It only ever reads what is served.
 
+mod held_back;
+
 use std::{
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     sync::{
@@ -12,7 +15,7 @@ use std::{
 
 use tracing::error;
 
-use crate::completion::{Completion, Feedback, Prompt, Timestamp, Update, UpdateState, Version};
+use crate::completion::{Completion, Feedback, Outcome, Prompt, Timestamp, Update, UpdateState, Version};
 use crate::learn::{
     self, Dataset, Measures, Method, Online, Practice, RewardModel, Scores, Sequence, Watch,
     dataset::Split,
@@ -38,8 +41,20 @@ pub(super) struct Learner {
 #[derive(Debug)]
 pub(super) enum Stopped {
     TooFew { usable: usize, needed: usize },
+    TooFewRaters { raters: usize, needed: usize },
     Cancelled,
     Failed(String),
+}
+
+impl From<Stopped> for Outcome {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::TooFew { usable, needed } => Self::TooFew { usable, needed },
+            Stopped::TooFewRaters { raters, needed } => Self::TooFewRaters { raters, needed },
+            Stopped::Cancelled => Self::Cancelled,
+            Stopped::Failed(error) => Self::Failed { error },
+        }
+    }
 }
 
 impl From<Error> for Stopped {
@@ -173,6 +188,7 @@ impl Run {
             &prompts,
             &watch,
         )?;
+        self.hold_back(&reward, (&mut incumbent, &mut candidate), &watch)?;
         for scores in [&mut incumbent, &mut candidate] {
             scores.wanted.clone_from(&self.update.interactions);
         }
@@ -186,17 +202,27 @@ impl Run {
         let interactions = self.update.interactions.clone();
         let version = self.update.base;
         let mut records: Vec<(Completion, Vec<Feedback>)> = Vec::new();
+        let mut left_out = BTreeMap::new();
         for record in self.parts.store.judged(..) {
             let (completion, feedback) = record.map_err(Error::from)?;
             let outdated = interactions.contains(&completion.interaction) && completion.at < since;
-            if completion.version == version && !outdated && !feedback.is_empty() {
-                records.push((completion, feedback));
+            if completion.version == version && !outdated {
+                records.extend((!feedback.is_empty()).then_some((completion, feedback)));
+            } else if !feedback.is_empty() {
+                let why = if outdated { "from before the change" } else { "about other versions" };
+                *left_out.entry(why.to_owned()).or_default() += feedback.len();
             }
         }
-        let dataset = Dataset::build(records, &self.parts.learn.dataset, &signals::satisfaction);
+        let mut dataset = Dataset::build(records, &self.parts.learn.dataset, &signals::satisfaction);
+        dataset.report.left_out.extend(left_out);
+        self.shared.revise(|update| update.data = Some(dataset.report.clone()));
         let (usable, needed) = (dataset.judged(), self.parts.config.minimum_feedback.min(self.needed()));
         if usable < needed {
             return Err(Stopped::TooFew { usable, needed });
+        }
+        let least = self.parts.learn.dataset.minimum_raters;
+        if dataset.report.raters < least {
+            return Err(Stopped::TooFewRaters { raters: dataset.report.raters, needed: least });
         }
         self.update.feedback.clone_from(&dataset.feedback);
         Ok(dataset)

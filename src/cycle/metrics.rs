@@ -175,7 +175,7 @@ impl Metrics {
             )?,
         };
         for recipe in RECIPES {
-            for outcome in ["promoted", "rejected", "withheld", "too_few", "failed", "cancelled"] {
+            for outcome in Outcome::NAMES {
                 metrics.updates.with_label_values(&[recipe, outcome]);
             }
         }
@@ -207,6 +207,7 @@ impl Metrics {
             let state = match record.state {
                 VersionState::Staged => "staged",
                 VersionState::Active => "active",
+                VersionState::Canary => "canary",
                 VersionState::Retired => "retired",
                 VersionState::Rejected => "rejected",
             };

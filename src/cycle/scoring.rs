@@ -17,12 +17,13 @@ const FIXED_TEXT: &str = "The ferry leaves the harbour every morning at seven, u
     bells on the far shore.";
 
 /// Who is compared, and by whom.
-pub(super) struct Compared<'a> {
+#[derive(Debug)]
+pub struct Compared<'a> {
     /// `None` is the base model.
-    pub(super) incumbent: Option<Arc<Adapter>>,
-    pub(super) candidate: Arc<Adapter>,
-    pub(super) reward: &'a RewardModel,
-    pub(super) classifier: &'a Classifier,
+    pub incumbent: Option<Arc<Adapter>>,
+    pub candidate: Arc<Adapter>,
+    pub reward: &'a RewardModel,
+    pub classifier: &'a Classifier,
 }
 
 /// One model's answers to the prompts.
@@ -36,7 +37,7 @@ struct Answers {
 ///
 /// # Errors
 /// The device fails, or the update is cancelled.
-pub(super) fn side_by_side(
+pub fn side_by_side(
     (engine, response_length): (&Engine, usize),
     compared: &Compared<'_>,
     prompts: &[Asked],

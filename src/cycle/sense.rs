@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use crate::canary;
 use crate::completion::{
-    Cause, Completion, CompletionId, Direction, Feedback, InteractionType, Judgement, Prompt, Role, Share,
-    Signal, SignalKind, Timestamp, Version,
+    Cause, Completion, CompletionId, Direction, Feedback, InteractionType, Judgement, Prompt, Risk, Role,
+    Share, Signal, SignalKind, Timestamp, Version,
 };
 use crate::drift::{self, Kin, Kind, Monitor, Moved, Segment};
 use crate::signals::{self, Probed};
 use crate::store::{self, Event, Store};
 
-use super::{Error, Parts, Reason, helpfulness::Reference};
+use super::{Error, Parts, Reason, helpfulness::Reference, trial::Trial};
 
 /// One watched stream; no interaction is the whole traffic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,6 +49,17 @@ pub(super) struct Reading {
     pub(super) source: &'static str,
     /// Readings of the same circle are not independent.
     pub(super) circle: Option<Circle>,
+    /// The request of the answer that it is about; probes are nobody's.
+    pub(super) asked: Option<Asked>,
+}
+
+/// Who asked, when, and for what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// As [`canary::unit`] tells users apart.
+    pub(super) unit: u64,
+    pub(super) risk: Risk,
+    pub(super) at: Timestamp,
 }
 
 impl Reading {
@@ -159,6 +171,8 @@ impl Circles {
 pub(super) struct Memory {
     pub(super) version: Version,
     pub(super) cause: Option<Reason>,
+    #[serde(default)]
+    pub(super) trial: Option<Trial>,
     pub(super) monitor: drift::Saved<Key>,
     #[serde(default)]
     pub(super) circles: Circles,
@@ -179,6 +193,7 @@ pub(super) fn restore(parts: &Parts) -> Result<(Memory, u64), Error> {
                 Memory {
                     version: parts.registry.active(),
                     cause: None,
+                    trial: None,
                     monitor,
                     circles: Circles::default(),
                     helpfulness: Reference::default(),
@@ -207,7 +222,7 @@ pub(super) fn of_probe(probed: Probed, version: Version, at: Timestamp) -> Readi
         completion: CompletionId::default(),
         value,
     };
-    Reading { signal, at, source: "probe", circle: None }
+    Reading { signal, at, source: "probe", circle: None, asked: None }
 }
 
 /// An answer's helpfulness by the reward model.
@@ -297,7 +312,9 @@ fn reading(
         completion: completion.id,
         value,
     };
-    Reading { signal, at, source, circle }
+    let unit = canary::unit(completion.user.as_deref(), &completion.metadata, &completion.prompt);
+    let asked = Some(Asked { unit, risk: completion.risk, at: completion.at });
+    Reading { signal, at, source, circle, asked }
 }
 
 /// The types before and after a change of the whole traffic.

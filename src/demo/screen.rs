@@ -111,6 +111,9 @@ impl Screen {
         for reason in update["reasons"].as_array().into_iter().flatten() {
             self.say(&format!("      {}", reason.as_str().unwrap_or_default()));
         }
+        if let Some(ruling) = update["canary"]["ruling"].as_str() {
+            self.say(&format!("canary: {ruling}"));
+        }
     }
 
     pub(super) fn swap(&self, update: &Value, versions: &[Value]) {

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::completion::{CompletionId, InteractionType, Prompt, Timestamp, Version};
 use crate::policy::{Engine, Event, GenerateRequest, Generated, Grammar, Sampling, TokenLogprob};
+use crate::registry::Trial;
 
 use super::{
     Backend, State,
@@ -72,10 +73,12 @@ async fn answer(state: State, engine: Engine, head: &Parts, asked: Asked, shape:
     };
     // A new tag takes one of few places, which only a request that can be answered is worth.
     let interaction = interaction(&state, &asked)?;
+    let trial =
+        super::candidate(state.registry.trial(), asked.user.as_deref(), &asked.metadata, &asked.prompt);
     let pending = Pending {
         metrics: Arc::clone(&state.metrics),
         interaction: interaction.clone(),
-        version: engine.served(),
+        version: trial.as_ref().map_or(engine.served(), |trial| trial.served.version),
         choices: asked.n as u64,
     };
     let mut call = Call {
@@ -87,6 +90,7 @@ async fn answer(state: State, engine: Engine, head: &Parts, asked: Asked, shape:
         asked,
         shape,
         interaction,
+        trial,
         started,
         line: head.extensions.get::<Arc<Line>>().cloned(),
         pending,
@@ -135,6 +139,8 @@ struct Call {
     asked: Asked,
     shape: Shape,
     interaction: InteractionType,
+    /// The candidate that answers in the served version's place.
+    trial: Option<Arc<Trial>>,
     prompt_tokens: usize,
     /// One a choice; the first is the id of the response.
     ids: Vec<CompletionId>,
@@ -227,9 +233,9 @@ impl Call {
                     max_tokens,
                     stop: asked.stop.clone(),
                     top_logprobs: asked.top_logprobs,
-                    pinned: None,
+                    pinned: self.trial.as_ref().map(|trial| trial.served.clone()),
                 };
-                let taken = self.engine.submit(request);
+                let taken = self.engine.submit_first(request);
                 taken.map_err(|error| ApiError::not_taken(&error, self.shape.prompt_field()))
             })
             .collect()

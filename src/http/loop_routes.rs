@@ -120,19 +120,24 @@ pub(super) async fn stage_version(Extract(state): Extract<State>, body: Bytes) -
 
 /// Serves another version from the next request on; an older one is a roll-back.
 pub(super) async fn promote(Extract(state): Extract<State>, Id(version): Id) -> Result<Json<Value>> {
-    let number = version.strip_prefix('v').unwrap_or(&version).parse();
-    let number = number.map_err(|_| ApiError::not_found("version", format!("version {version}")))?;
+    let number = numbered(&version)?;
     let now = (state.clock)();
-    let promoted = off_runtime(move || state.registry.promote(Version(number), now)).await??;
+    let promoted = off_runtime(move || state.registry.promote(number, now)).await??;
     Ok(Json(json!(promoted)))
 }
 
+/// `v3` or `3`.
+pub(super) fn numbered(version: &str) -> Result<Version> {
+    let number = version.strip_prefix('v').unwrap_or(version).parse();
+    number.map(Version).map_err(|_| ApiError::not_found("version", format!("version {version}")))
+}
+
 /// For what waits for the disk, which would hold up other requests.
-async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(super) async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)
 }
 
-fn identifier(id: &str, what: &str) -> Result<Uuid> {
+pub(super) fn identifier(id: &str, what: &str) -> Result<Uuid> {
     id.parse().map_err(|_| ApiError::not_found("id", format!("{what} {id}")))
 }
 

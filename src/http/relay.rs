@@ -94,7 +94,8 @@ pub(super) async fn complete(
     shape: Shape,
 ) -> Result<Response> {
     let started = Instant::now();
-    let Some(mut aim) = relay.aim(&body, state.registry.active()) else {
+    let served = served(state, &body, shape);
+    let Some(mut aim) = relay.aim(&body, served) else {
         return pass(&relay, &head, body).await;
     };
     let ids: Vec<CompletionId> = (0..aim.choices).map(|_| CompletionId::new()).collect();
@@ -137,6 +138,16 @@ pub(super) async fn complete(
         response.headers_mut().insert("x-gyrostat-completion", ids);
     }
     Ok(versioned(response, version))
+}
+
+/// The version for this request: the one that is served, or the one on trial where its user is among those who get it.
+fn served(state: &State, body: &[u8], shape: Shape) -> Version {
+    // Read only while a canary runs: it costs what the whole body costs.
+    let candidate = state.registry.trial().and_then(|trial| {
+        let asked = request::read(body, shape)?;
+        super::candidate(Some(trial), asked.user.as_deref(), &asked.metadata, asked.prompts.first()?)
+    });
+    candidate.map_or(state.registry.active(), |trial| trial.served.version)
 }
 
 /// Any other route of OpenAI's: passed on, not recorded.

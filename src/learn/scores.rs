@@ -61,6 +61,9 @@ pub struct Scores {
     pub length: f64,
     /// Of a fixed text.
     pub perplexity: f64,
+    /// Old judgements, which no update learned from, that its reward model orders as people did.
+    #[serde(default)]
+    pub judge: Rate,
     /// Mean score of the reward model.
     pub reward: f64,
     /// Mean usability of the answers, 0 to 1.

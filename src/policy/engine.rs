@@ -117,18 +117,31 @@ impl Engine {
     /// # Errors
     /// The queue is full, the sequence does not fit the context, or the thread has ended.
     pub fn submit(&self, request: GenerateRequest) -> Result<events::Receiver<Event>, SubmitError> {
-        let mut receivers = self.submit_all(vec![request])?;
-        receivers.pop().ok_or(SubmitError::Stopped)
+        let is_client = request.pinned.is_none();
+        self.queue(vec![request], is_client)?.pop().ok_or(SubmitError::Stopped)
     }
 
-    /// Queues sequences that begin together: on an engine without other work, the same requests make the same steps and
-    /// the same tokens, to the last bit. A receiver each, in order.
+    /// [`Engine::submit`] of a client's request, whichever version it names: it does not stand behind others.
+    pub fn submit_first(&self, request: GenerateRequest) -> Result<events::Receiver<Event>, SubmitError> {
+        self.queue(vec![request], true)?.pop().ok_or(SubmitError::Stopped)
+    }
+
+    /// Queues sequences that begin together, behind clients: on an engine without other work, the same requests make
+    /// the same steps and the same tokens, to the last bit. A receiver each, in order.
     ///
     /// # Errors
     /// As [`Engine::submit`], and then none is queued.
     pub fn submit_all(
         &self,
         requests: Vec<GenerateRequest>,
+    ) -> Result<Vec<events::Receiver<Event>>, SubmitError> {
+        self.queue(requests, false)
+    }
+
+    fn queue(
+        &self,
+        requests: Vec<GenerateRequest>,
+        are_clients: bool,
     ) -> Result<Vec<events::Receiver<Event>>, SubmitError> {
         let context = self.inner.context;
         for request in &requests {
@@ -149,10 +162,10 @@ impl Engine {
         for request in requests {
             // One event a token, and the first and last ones: the thread never waits for a slow client.
             let (sender, receiver) = events::channel(request.max_tokens + 4);
-            sequences.push(Sequence::new(request, sender, Instant::now()));
+            sequences.push(Sequence::new(request, are_clients, sender, Instant::now()));
             receivers.push(receiver);
         }
-        let clients = sequences.iter().filter(|sequence| sequence.is_client()).count();
+        let clients = if are_clients { count } else { 0 };
         load.clients.fetch_add(clients, Ordering::Relaxed);
         self.inner.jobs.send(sequences).map_err(|mpsc::SendError(_)| {
             load.waiting.fetch_sub(count, Ordering::Relaxed);

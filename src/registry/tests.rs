@@ -52,6 +52,41 @@ fn flip_a_byte(path: &Path) {
 }
 
 #[test]
+fn a_trial_lasts_over_a_restart_and_ends_with_a_promotion() {
+    use VersionState::{Active, Canary, Rejected, Retired, Staged};
+    let dir = TempDir::new().unwrap();
+    let registry = open(dir.path());
+    let (one, two) = (stage(&registry, 1), stage(&registry, 2));
+    registry.begin_trial(one, 0.25, Timestamp(3)).unwrap();
+    assert_eq!(states(&registry), [(2, Staged), (1, Canary), (0, Active)]);
+    assert!(matches!(registry.reject(one, Timestamp(4)), Err(Error::Active(_))));
+    assert!(matches!(registry.begin_trial(Version(0), 0.25, Timestamp(4)), Err(Error::Active(_))));
+    drop(registry);
+
+    let registry = open(dir.path());
+    let trial = registry.trial().unwrap();
+    assert_eq!((trial.served.version, trial.share, registry.active()), (one, 0.25, Version(0)));
+    registry.end_trial().unwrap();
+    registry.reject(one, Timestamp(5)).unwrap();
+    assert!(registry.trial().is_none() && registry.begin_trial(one, 0.25, Timestamp(6)).is_err());
+    registry.begin_trial(two, 0.25, Timestamp(7)).unwrap();
+    // The version that is served already: whoever promotes it wants the trial to end.
+    registry.promote(Version(0), Timestamp(8)).unwrap();
+    assert!(registry.trial().is_none());
+    registry.begin_trial(two, 0.25, Timestamp(9)).unwrap();
+    registry.promote(two, Timestamp(10)).unwrap();
+    assert_eq!(states(&registry), [(2, Active), (1, Rejected), (0, Retired)]);
+    assert!(open(dir.path()).trial().is_none());
+
+    let three = stage(&registry, 3);
+    registry.begin_trial(three, 0.25, Timestamp(11)).unwrap();
+    flip_a_byte(&registry.path(three).unwrap().join(WEIGHTS));
+    let registry = open(dir.path());
+    assert!(registry.trial().is_none() && registry.warnings()[0].contains("was on trial"));
+    assert_eq!(registry.active(), two);
+}
+
+#[test]
 fn stage_promote_roll_back_reopen() {
     use VersionState::{Active, Retired, Staged};
     let dir = TempDir::new().unwrap();

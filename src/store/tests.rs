@@ -397,6 +397,9 @@ fn updates_newest_first() {
         state: UpdateState::Running { stage: "ppo".to_owned(), progress: 0.5 },
         feedback: vec![],
         measures: BTreeMap::from([("nan".to_owned(), f64::NAN), ("kl".to_owned(), 1.0)]),
+        data: None,
+        proof: None,
+        canary: None,
     };
     for n in [2, 1, 3] {
         store.put_update(&update(n)).unwrap();

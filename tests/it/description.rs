@@ -10,7 +10,7 @@ use super::{
 };
 
 /// The description of one running server, closed: an object may have no field that it does not name.
-struct Description {
+pub(crate) struct Description {
     document: Value,
     checked: BTreeSet<String>,
 }
@@ -29,7 +29,7 @@ fn close(schema: &mut Value) {
 }
 
 impl Description {
-    async fn of(running: &Running) -> Self {
+    pub(crate) async fn of(running: &Running) -> Self {
         let mut document = running.get("/openapi.json").await;
         close(&mut document);
         Self { document, checked: BTreeSet::new() }
@@ -47,7 +47,7 @@ impl Description {
     }
 
     #[track_caller]
-    fn check(&mut self, method: &str, path: &str, status: &str, kind: &str, body: &Value) {
+    pub(crate) fn check(&mut self, method: &str, path: &str, status: &str, kind: &str, body: &Value) {
         let faults = self.faults(method, path, status, kind, body);
         assert!(faults.is_empty(), "{method} {path}: {faults:?} in {body}");
     }
@@ -59,6 +59,18 @@ impl Running {
     async fn described_get(&self, description: &mut Description, path: &str) -> Value {
         let body = self.get(path).await;
         description.check("get", path, "200", JSON, &body);
+        body
+    }
+
+    /// A path with its parameters, described as `pattern`.
+    pub(crate) async fn described_get_as(
+        &self,
+        description: &mut Description,
+        path: &str,
+        pattern: &str,
+    ) -> Value {
+        let body = self.get(path).await;
+        description.check("get", pattern, "200", JSON, &body);
         body
     }
 

@@ -45,10 +45,15 @@ pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Running {
 impl Running {
     /// Stops it and starts another on the same data.
     pub(crate) async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    pub(crate) async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Self {
         let Self { app, client, dir } = self;
         app.stop(Duration::from_secs(5)).await;
-        let app = App::start(config(dir.path())).await.unwrap();
-        Self { app, client, dir }
+        let mut config = config(dir.path());
+        change(&mut config);
+        Self { app: App::start(config).await.unwrap(), client, dir }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

@@ -210,3 +210,26 @@ async fn an_update_ends_after_the_gate_where_versions_cannot_be_pushed() {
     assert!(matches!(stored.state, UpdateState::Ended { outcome: Outcome::Withheld { .. }, .. }));
     assert_eq!(running.get("/v1/versions").await["active"], 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_on_trial_is_pushed_to_a_share_of_the_users_and_taken_back() {
+    let (stub, loaded, _) = vllm().await;
+    let running = Arc::new(before(&stub, |_| {}).await);
+    let version = stage(&running, 1);
+    let registry = Arc::clone(&running.app.state.registry);
+    let begin = Arc::clone(&registry);
+    let at = gyrostat::completion::Timestamp(1);
+    tokio::task::spawn_blocking(move || begin.begin_trial(version, 0.5, at).unwrap()).await.unwrap();
+    let mut tried = 0;
+    for user in 0..20 {
+        let who = json!({ "user": format!("u{user}") });
+        let (version, said) = asked(&running, who.clone()).await;
+        assert_eq!(version == "v1", said.starts_with("gyrostat-v1-"), "{version} {said}");
+        assert_eq!(asked(&running, who).await.0, version, "a user stays with his version");
+        tried += usize::from(version == "v1");
+    }
+    assert!((3..=17).contains(&tried), "{tried} of 20");
+    tokio::task::spawn_blocking(move || registry.end_trial().unwrap()).await.unwrap();
+    assert_eq!(asked(&running, json!({ "user": "u0" })).await.0, "v0");
+    eventually("it is unloaded", || loaded.lock().unwrap().names.is_empty()).await;
+}

@@ -23,7 +23,7 @@ pub(crate) fn stage(running: &Running, seed: u64) -> Version {
     let moved: Vec<Vec<f32>> =
         fresh.parameters().unwrap().into_iter().map(|p| p.into_iter().map(|p| p + 0.05).collect()).collect();
     let adapter = fresh.with_parameters(&moved).unwrap();
-    let reward = Adapter::new(architecture, Shape { score: true, ..shape }, seed).unwrap();
+    let reward = Adapter::new(architecture, Shape { heads: 1, ..shape }, seed).unwrap();
     let write = |dir: &std::path::Path| {
         adapter.save(dir, "tiny")?;
         std::fs::create_dir(dir.join("reward"))?;

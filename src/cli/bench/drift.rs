@@ -54,11 +54,11 @@ impl Study {
 }
 
 /// A line from its columns.
-fn line<const N: usize>(columns: [(&'static str, Value); N]) -> Line {
+pub(super) fn line<const N: usize>(columns: [(&'static str, Value); N]) -> Line {
     columns.into()
 }
 
-fn rounded(x: f64, digits: i32) -> Value {
+pub(super) fn rounded(x: f64, digits: i32) -> Value {
     let scale = 10f64.powi(digits);
     json!((x * scale).round() / scale)
 }

@@ -19,6 +19,7 @@ use crate::policy::{
 #[derive(Debug)]
 pub(super) struct Sequence {
     request: GenerateRequest,
+    is_client: bool,
     /// Set when generation begins.
     served: Option<Served>,
     events: mpsc::Sender<Event>,
@@ -39,7 +40,12 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(request: GenerateRequest, events: mpsc::Sender<Event>, submitted: Instant) -> Self {
+    pub(super) fn new(
+        request: GenerateRequest,
+        is_client: bool,
+        events: mpsc::Sender<Event>,
+        submitted: Instant,
+    ) -> Self {
         Self {
             sampler: Sampler::new(request.sampling.clone()),
             detokenizer: Detokenizer::new(request.stop.clone()),
@@ -51,6 +57,7 @@ impl Sequence {
             failed: false,
             first_token_seconds: 0.0,
             served: None,
+            is_client,
             request,
             events,
             submitted,
@@ -69,7 +76,7 @@ impl Sequence {
     }
 
     pub(super) fn is_client(&self) -> bool {
-        self.request.pinned.is_none()
+        self.is_client
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

@@ -1,0 +1,311 @@
+//! `gyrostat bench poison`: what raters who flip every label do to a reward model, with the weights of the loop and without.
+//!
+//! The preferences are somebody's real ones; who gave them is simulated. The reward model is a linear one on hashed words
+//! and pairs of words, so that hundreds can be trained; data set and weights are those of an update.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use serde_json::json;
+
+use crate::cli::{Error, jsonl};
+use crate::completion::{
+    Completion, CompletionId, Feedback, FeedbackId, FinishReason, InteractionType, Judgement, Prompt,
+    Refusal, RefusalLabel, Risk, Source, Timestamp, Version,
+};
+use crate::learn::dataset::{Config, Dataset};
+use crate::signals;
+
+use super::drift::{Line, line, rounded};
+
+/// A preference of the file.
+struct Pair {
+    prompt: String,
+    chosen: String,
+    rejected: String,
+}
+
+/// Who judges, beside a hundred honest raters who have 70% of the volume.
+#[derive(Debug, Clone, Copy)]
+struct World {
+    name: &'static str,
+    flipping: usize,
+    /// Honest raters who judge each pair.
+    shared: usize,
+    /// The flipping raters come within this many seconds; 0: at any time.
+    within: u64,
+}
+
+const WORLDS: [World; 6] = [
+    World { name: "3 raters, three honest words a pair", flipping: 3, shared: 3, within: 0 },
+    World { name: "3 raters, one honest word a pair", flipping: 3, shared: 1, within: 0 },
+    World { name: "3 raters, no pair judged twice", flipping: 3, shared: 0, within: 0 },
+    World { name: "300 raters, three honest words a pair", flipping: 300, shared: 3, within: 0 },
+    World { name: "300 raters, no pair judged twice", flipping: 300, shared: 0, within: 0 },
+    World { name: "300 raters within an hour, no pair judged twice", flipping: 300, shared: 0, within: 3600 },
+];
+
+const HONEST: usize = 100;
+/// Of the judgements.
+const POISON: f64 = 0.3;
+/// Over which everybody judges, but for those who come in a burst.
+const SECONDS: u64 = 14 * 86_400;
+
+/// One line a world, over so many splits and draws each.
+pub(super) fn study(files: &[String], runs: usize) -> Result<Vec<Line>, Error> {
+    if files.is_empty() {
+        return Err("`--data` names no file of {\"prompt\",\"chosen\",\"rejected\"}".into());
+    }
+    let mut pairs = Vec::new();
+    for file in files {
+        for (number, object) in jsonl::read(file)? {
+            let text = |field: &str| jsonl::text(number, &object, field).map(str::to_owned);
+            pairs.push(Pair {
+                prompt: text("prompt")?,
+                chosen: text("chosen")?,
+                rejected: text("rejected")?,
+            });
+        }
+    }
+    Ok(WORLDS.iter().map(|world| world.line(&pairs, runs)).collect())
+}
+
+impl World {
+    fn line(self, pairs: &[Pair], runs: usize) -> Line {
+        let mut sums = [0.0; 4];
+        let mut noticed: BTreeMap<String, usize> = BTreeMap::new();
+        for run in 0..runs as u64 {
+            let (accuracies, share, warnings) = self.run(pairs, run);
+            let [clean, unweighed, weighed] = accuracies;
+            for (sum, value) in sums.iter_mut().zip([clean, unweighed, weighed, share]) {
+                *sum += value / runs as f64;
+            }
+            if warnings.is_empty() {
+                *noticed.entry("nothing".to_owned()).or_default() += 1;
+            }
+            for warning in warnings {
+                let words = warning.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic));
+                *noticed.entry(words.take(5).collect::<Vec<_>>().join(" ")).or_default() += 1;
+            }
+        }
+        let noticed: Vec<String> =
+            noticed.into_iter().map(|(what, times)| format!("{what} ({times} of {runs})")).collect();
+        let [clean, unweighed, weighed, share] = sums;
+        line([
+            ("flipping raters with 30% of the volume", json!(self.name)),
+            ("accuracy without them, %", rounded(100.0 * clean, 1)),
+            ("with them, unweighed", rounded(100.0 * unweighed, 1)),
+            ("with them, weighed", rounded(100.0 * weighed, 1)),
+            ("costs, points", rounded(100.0 * (clean - weighed), 1)),
+            ("their share of the weight, %", rounded(100.0 * share, 1)),
+            ("reported", json!(noticed.join("; "))),
+        ])
+    }
+
+    /// Held-out accuracy without the flipping raters, with them at their word, and as weighed; their share of the weight;
+    /// what the report warns of.
+    fn run(self, pairs: &[Pair], seed: u64) -> ([f64; 3], f64, Vec<String>) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let (held, train): (Vec<&Pair>, Vec<&Pair>) =
+            pairs.iter().partition(|pair| hash(&pair.prompt) % 3 == seed % 3);
+        let said = self.said(train.len(), &mut random);
+        let (records, flips) = records(&train, &said);
+        let all = Config { rater_share: 1.0, burst: 0, ..Config::default() };
+        let honest = records_of(&records, |feedback| !flips.contains(&feedback.id));
+        let weighed = Dataset::build(records.clone(), &Config::default(), &signals::satisfaction);
+        let clean = Dataset::build(honest, &all, &signals::satisfaction);
+        let mut unweighed = Dataset::build(records, &all, &signals::satisfaction);
+        unweighed.comparisons.clear();
+        // At their word: every judgement counts 1.
+        for (nth, flipped, _, _) in &said {
+            let mut comparison = comparison(train[*nth]);
+            if *flipped {
+                std::mem::swap(&mut comparison.chosen, &mut comparison.rejected);
+            }
+            unweighed.comparisons.push(comparison);
+        }
+        let accuracy = |data: &Dataset| {
+            let weights = fit(data, seed);
+            held.iter().filter(|pair| margin(&weights, &features(&pair.chosen, &pair.rejected)) > 0.0).count()
+                as f64
+                / held.len().max(1) as f64
+        };
+        let truth: HashSet<(&str, &str)> =
+            train.iter().map(|pair| (&*pair.chosen, &*pair.rejected)).collect();
+        let (mut flipped, mut total) = (0.0, 0.0);
+        for pair in &weighed.comparisons {
+            total += pair.weight;
+            if !truth.contains(&(pair.chosen.as_str(), pair.rejected.as_str())) {
+                flipped += pair.weight;
+            }
+        }
+        let accuracies = [accuracy(&clean), accuracy(&unweighed), accuracy(&weighed)];
+        (accuracies, flipped / total.max(1e-9), weighed.report.warnings)
+    }
+
+    /// Judgements: which pair, whether flipped, by whom, when.
+    fn said(self, pairs: usize, random: &mut StdRng) -> Vec<(usize, bool, String, u64)> {
+        let mut said = Vec::new();
+        let honest = |nth: usize, random: &mut StdRng| {
+            let who = format!("honest-{}", random.random_range(0..HONEST));
+            (nth, false, who, random.random_range(0..SECONDS * 1000))
+        };
+        let mut order: Vec<usize> = (0..pairs).collect();
+        order.shuffle(random);
+        let alone = ((1.0 - POISON) * pairs as f64) as usize;
+        let (theirs, count) = if self.shared == 0 {
+            said.extend(order[..alone].iter().map(|nth| honest(*nth, random)));
+            (order[alone..].to_vec(), pairs - alone)
+        } else {
+            for nth in 0..pairs {
+                said.extend((0..self.shared).map(|_| honest(nth, random)));
+            }
+            (order, (said.len() as f64 * POISON / (1.0 - POISON)) as usize)
+        };
+        let begin = random.random_range(0..SECONDS - self.within);
+        for nth in 0..count {
+            let when = if self.within > 0 {
+                begin * 1000 + random.random_range(0..self.within * 1000)
+            } else {
+                random.random_range(0..SECONDS * 1000)
+            };
+            // Each of them goes through the pairs once.
+            let pair = theirs[(nth / self.flipping + (nth % self.flipping) * 97) % theirs.len()];
+            let pair = if self.shared == 0 { theirs[nth] } else { pair };
+            said.push((pair, true, format!("flips-{}", nth % self.flipping), when));
+        }
+        said
+    }
+}
+
+type Records = Vec<(Completion, Vec<Feedback>)>;
+
+/// Two answers a pair, with what was said of them; and which feedback was flipped.
+fn records(train: &[&Pair], said: &[(usize, bool, String, u64)]) -> (Records, HashSet<FeedbackId>) {
+    let mut records: Records = Vec::new();
+    for pair in train {
+        for answer in [&pair.chosen, &pair.rejected] {
+            records.push((completion(&pair.prompt, answer), Vec::new()));
+        }
+    }
+    let mut flips = HashSet::new();
+    for (nth, flipped, who, at) in said {
+        let ids = [records[2 * nth].0.id, records[2 * nth + 1].0.id];
+        let (chosen, rejected) = if *flipped { (ids[1], ids[0]) } else { (ids[0], ids[1]) };
+        let feedback = Feedback {
+            id: FeedbackId::new(),
+            at: Timestamp(*at),
+            completion: Some(chosen),
+            judgement: Judgement::Comparison { chosen, rejected },
+            rater: Some(who.clone()),
+            source: Source::Human,
+            comment: None,
+            idempotency_key: None,
+            tags: BTreeMap::new(),
+        };
+        if *flipped {
+            flips.insert(feedback.id);
+        }
+        records[2 * nth].1.push(feedback);
+    }
+    (records, flips)
+}
+
+fn records_of(records: &Records, keep: impl Fn(&Feedback) -> bool) -> Records {
+    let kept = |said: &[Feedback]| said.iter().filter(|feedback| keep(feedback)).cloned().collect();
+    records.iter().map(|(completion, said)| (completion.clone(), kept(said))).collect()
+}
+
+fn comparison(pair: &Pair) -> crate::learn::dataset::Comparison {
+    let prompt = Prompt::Text(pair.prompt.clone());
+    let split = crate::learn::dataset::split(&prompt);
+    let (chosen, rejected) = (pair.chosen.clone(), pair.rejected.clone());
+    crate::learn::dataset::Comparison { prompt, chosen, rejected, weight: 1.0, split }
+}
+
+fn completion(prompt: &str, answer: &str) -> Completion {
+    Completion {
+        id: CompletionId::new(),
+        at: Timestamp(0),
+        version: Version(0),
+        interaction: InteractionType::other(),
+        prompt: Prompt::Text(prompt.to_owned()),
+        answer: answer.to_owned(),
+        finish_reason: FinishReason::Stop,
+        prompt_tokens: 1,
+        completion_tokens: 1,
+        refusal: Refusal { label: RefusalLabel::None, probability: 0.0, way_forward: false },
+        risk: Risk::Benign,
+        helpfulness: 1.0,
+        kl: None,
+        seconds: 0.0,
+        user: None,
+        metadata: BTreeMap::new(),
+    }
+}
+
+/// Places of hashed words.
+const PLACES: usize = 1 << 16;
+
+fn hash(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Words and pairs of words that are in one answer and not in the other, as a unit vector.
+fn features(chosen: &str, rejected: &str) -> Vec<(usize, f32)> {
+    let mut counts: HashMap<usize, f32> = HashMap::new();
+    for (text, sign) in [(chosen, 1.0), (rejected, -1.0)] {
+        let words: Vec<String> = text
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|word| !word.is_empty())
+            .map(str::to_lowercase)
+            .collect();
+        let pairs = words.windows(2).map(|pair| pair.join(" "));
+        let mut own: Vec<usize> =
+            words.iter().cloned().chain(pairs).map(|word| hash(&word) as usize % PLACES).collect();
+        own.sort_unstable();
+        own.dedup();
+        for place in own {
+            *counts.entry(place).or_default() += sign;
+        }
+    }
+    let mut features: Vec<(usize, f32)> = counts.into_iter().filter(|(_, count)| *count != 0.0).collect();
+    features.sort_unstable_by_key(|(place, _)| *place);
+    let norm = features.iter().map(|(_, value)| value * value).sum::<f32>().sqrt().max(1.0);
+    for (_, value) in &mut features {
+        *value /= norm;
+    }
+    features
+}
+
+fn margin(weights: &[f32], features: &[(usize, f32)]) -> f32 {
+    features.iter().map(|(place, value)| weights[*place] * value).sum()
+}
+
+/// Logistic regression on the weighed comparisons by AdaGrad.
+fn fit(data: &Dataset, seed: u64) -> Vec<f32> {
+    const EPOCHS: usize = 5;
+    const RATE: f32 = 0.5;
+    let examples: Vec<(Vec<(usize, f32)>, f32)> = data
+        .comparisons
+        .iter()
+        .map(|pair| (features(&pair.chosen, &pair.rejected), pair.weight as f32))
+        .collect();
+    let (mut weights, mut squares) = (vec![0f32; PLACES], vec![1e-2f32; PLACES]);
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    for _ in 0..EPOCHS {
+        order.shuffle(&mut random);
+        for nth in &order {
+            let (features, weight) = &examples[*nth];
+            let slope = weight / (1.0 + margin(&weights, features).exp());
+            for (place, value) in features {
+                let gradient = slope * value - 1e-4 * weights[*place];
+                squares[*place] += gradient * gradient;
+                weights[*place] += RATE * gradient / squares[*place].sqrt();
+            }
+        }
+    }
+    weights
+}
