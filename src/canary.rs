@@ -36,7 +36,7 @@ pub struct Config {
     pub days: f64,
     /// The probability of rolling back what is no worse, and that of promoting what is worse by the margin.
     pub error: f64,
-    /// Satisfaction that the candidate must be shown not to lose. 0 asks it to be better.
+    /// The candidate must be shown not to lose so much satisfaction, nor to decline so many more harmless requests.
     pub margin: f64,
     /// What becomes of a candidate of which neither was shown when samples or days are used up.
     pub at_budget: AtBudget,
@@ -86,7 +86,7 @@ impl Config {
             ("samples", "at least 1", self.samples > 0),
             ("days", "above 0", self.days > 0.0 && self.days.is_finite()),
             ("error", "above 0 and at most 0.5", self.error > 0.0 && self.error <= 0.5),
-            ("margin", "from 0 to 0.5", (0.0..=0.5).contains(&self.margin)),
+            ("margin", "above 0 and at most 0.5", self.margin > 0.0 && self.margin <= 0.5),
             ("readings_a_user", "at least 1", self.readings_a_user > 0),
         ];
         match fields.into_iter().find(|(_, _, fits)| !fits) {
@@ -181,7 +181,7 @@ pub enum Arm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ruling {
     GoOn,
-    /// Satisfaction is not lower by the margin; `better`: it is higher.
+    /// Neither satisfaction nor the rate of answers is lower by the margin; `better`: satisfaction is higher.
     Promote {
         better: bool,
     },
@@ -320,12 +320,13 @@ impl Canary {
     /// The mean of three e-processes is one, whatever they have to do with each other.
     pub fn evidence(&self) -> Evidence {
         let worse = self.courses.iter().map(|course| course.worse.mean()).sum::<f64>() / 3.0;
-        let [satisfaction, ..] = &self.courses;
+        let [satisfaction, answered, _] = &self.courses;
         let log10 = |e: f64| e.max(1e-300).log10();
         Evidence {
             worse: log10(worse),
             better: log10(satisfaction.better.mean()),
-            safe: log10(satisfaction.safe.mean()),
+            // Worse by the margin in either, its own process is small with the promised probability.
+            safe: log10(satisfaction.safe.mean().min(answered.safe.mean())),
         }
     }
 
@@ -433,6 +434,7 @@ mod tests {
                 let arm = if random.random_bool(config.share) { Arm::Candidate } else { Arm::Incumbent };
                 let rate = if arm == Arm::Candidate { candidate } else { incumbent };
                 let content = f64::from(u8::from(random.random_bool(rate)));
+                canary.observe(Measure::Answered, arm, user, 1.0, &config);
                 canary.observe(Measure::Satisfaction, arm, user, content, &config);
                 match canary.ruling(Timestamp(0), &config) {
                     Ruling::GoOn => continue,
@@ -457,6 +459,27 @@ mod tests {
         assert!(promoted <= MOST && back > 0, "{promoted} {back}");
         assert!(simulate(100, 0.7, 0.45).1 >= 98);
         assert!(simulate(100, 0.6, 0.8).0 >= 98);
+    }
+
+    #[test]
+    fn who_pleases_by_declining_is_not_promoted() {
+        let config = Config { share: 0.5, samples: 2000, ..Config::default() };
+        let mut random = StdRng::seed_from_u64(2);
+        let mut canary = Canary::new(Timestamp(0));
+        for user in 0..2000 {
+            let arm = if user % 2 == 0 { Arm::Candidate } else { Arm::Incumbent };
+            let declines = arm == Arm::Candidate && random.random_bool(0.2);
+            canary.observe(Measure::Answered, arm, user, f64::from(u8::from(!declines)), &config);
+            canary.observe(
+                Measure::Satisfaction,
+                arm,
+                user,
+                f64::from(u8::from(arm == Arm::Candidate)),
+                &config,
+            );
+            assert!(!matches!(canary.ruling(Timestamp(0), &config), Ruling::Promote { .. }), "after {user}");
+        }
+        assert_eq!(canary.ruling(Timestamp(0), &config), Ruling::RollBack);
     }
 
     proptest! {

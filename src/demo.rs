@@ -90,6 +90,7 @@ fn config(options: &Options, data: &Path) -> Config {
     config.cycle.seed = options.seed;
     config.canary.share = 0.5;
     config.canary.samples = 160;
+    config.canary.margin = 0.1;
     config.canary.at_budget = AtBudget::Promote;
     config.canary.readings_a_user = 4;
     config.learn.reward.depth = 0.2;

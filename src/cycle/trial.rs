@@ -83,6 +83,8 @@ impl Cycle {
             return Ok(Some(Outcome::Withheld { version, reason: error.to_string() }));
         }
         info!(%version, share = config.share, "a canary begins");
+        // Training is over; days without a step are no fault now.
+        self.parts.metrics.progress(1.0, &[]);
         let canary = Canary::new(now);
         self.trial = Some(Trial { update: update.id, version, incumbent: self.version, canary });
         self.shared.begin(update.clone());

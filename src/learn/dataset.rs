@@ -120,7 +120,7 @@ impl Dataset {
         config: &Config,
         value: &dyn Fn(&Judgement) -> Option<f64>,
     ) -> Self {
-        let trust = trust::weigh(voices(&records, value), config);
+        let trust = trusted(&records, config, value);
         let mut out = Self::default();
         let answers: HashMap<CompletionId, (Prompt, String)> = records
             .iter()
@@ -254,6 +254,15 @@ impl Dataset {
     pub fn judged(&self) -> usize {
         self.feedback.len()
     }
+}
+
+/// What each judgement counts.
+pub fn trusted(
+    records: &[(Completion, Vec<Feedback>)],
+    config: &Config,
+    value: &dyn Fn(&Judgement) -> Option<f64>,
+) -> Trust {
+    trust::weigh(voices(records, value), config)
 }
 
 /// Every judgement as trust sees it, once.

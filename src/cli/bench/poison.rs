@@ -1,7 +1,8 @@
 //! `gyrostat bench poison`: what raters who flip every label do to a reward model, with the weights of the loop and without.
 //!
-//! The preferences are somebody's real ones; who gave them is simulated. The reward model is a linear one on hashed words
-//! and pairs of words, so that hundreds can be trained; data set and weights are those of an update.
+//! The answers are real ones; who judges them is simulated. They judge as the file says, or by a wish that a linear model can
+//! learn: words that they like and dislike, with one slip in ten. The reward model is a linear one on hashed words and
+//! pairs of words, so that hundreds can be trained; data set and weights are those of an update.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,7 +14,7 @@ use crate::completion::{
     Completion, CompletionId, Feedback, FeedbackId, FinishReason, InteractionType, Judgement, Prompt,
     Refusal, RefusalLabel, Risk, Source, Timestamp, Version,
 };
-use crate::learn::dataset::{Config, Dataset};
+use crate::learn::dataset::{Comparison, Config, Dataset, split, trusted};
 use crate::signals;
 
 use super::drift::{Line, line, rounded};
@@ -45,6 +46,18 @@ const WORLDS: [World; 6] = [
     World { name: "300 raters within an hour, no pair judged twice", flipping: 300, shared: 0, within: 3600 },
 ];
 
+/// One judgement.
+struct Said {
+    pair: usize,
+    /// Its rater says the opposite of what he thinks.
+    flips: bool,
+    /// The worse answer is chosen.
+    wrong: bool,
+    who: String,
+    /// In milliseconds.
+    at: u64,
+}
+
 const HONEST: usize = 100;
 /// Of the judgements.
 const POISON: f64 = 0.3;
@@ -67,15 +80,49 @@ pub(super) fn study(files: &[String], runs: usize) -> Result<Vec<Line>, Error> {
             });
         }
     }
-    Ok(WORLDS.iter().map(|world| world.line(&pairs, runs)).collect())
+    let wished = wished(&pairs);
+    let labels = [("a wish", &wished, 0.1), ("the file's", &pairs, 0.0)];
+    let lines = labels.iter().flat_map(|(name, pairs, slips)| {
+        WORLDS.iter().map(move |world| world.line((name, *slips), pairs, runs))
+    });
+    Ok(lines.collect())
+}
+
+/// The same answers, the better one by the sum of what is liked of its words first; pairs that it hardly tells apart are
+/// left out.
+fn wished(pairs: &[Pair]) -> Vec<Pair> {
+    const MARGIN: f64 = 1.0;
+    let liked = |text: &str| -> f64 {
+        let words: HashSet<String> = words(text).into_iter().collect();
+        // Common words are short; a bell-like draw from the hash of each.
+        let draw = |word: &String| {
+            let bits = hash(word)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(29)
+                .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            f64::from((bits >> 40).count_ones()) / 6.0 - 2.0
+        };
+        words.iter().filter(|word| word.len() <= 4).map(draw).sum::<f64>()
+    };
+    let mut wished = Vec::new();
+    for pair in pairs {
+        let difference = liked(&pair.chosen) - liked(&pair.rejected);
+        let (prompt, a, b) = (pair.prompt.clone(), pair.chosen.clone(), pair.rejected.clone());
+        if difference > MARGIN {
+            wished.push(Pair { prompt, chosen: a, rejected: b });
+        } else if difference < -MARGIN {
+            wished.push(Pair { prompt, chosen: b, rejected: a });
+        }
+    }
+    wished
 }
 
 impl World {
-    fn line(self, pairs: &[Pair], runs: usize) -> Line {
+    fn line(self, (labels, slips): (&str, f64), pairs: &[Pair], runs: usize) -> Line {
         let mut sums = [0.0; 4];
         let mut noticed: BTreeMap<String, usize> = BTreeMap::new();
         for run in 0..runs as u64 {
-            let (accuracies, share, warnings) = self.run(pairs, run);
+            let (accuracies, share, warnings) = self.run(pairs, slips, run);
             let [clean, unweighed, weighed] = accuracies;
             for (sum, value) in sums.iter_mut().zip([clean, unweighed, weighed, share]) {
                 *sum += value / runs as f64;
@@ -92,6 +139,7 @@ impl World {
             noticed.into_iter().map(|(what, times)| format!("{what} ({times} of {runs})")).collect();
         let [clean, unweighed, weighed, share] = sums;
         line([
+            ("labels", json!(labels)),
             ("flipping raters with 30% of the volume", json!(self.name)),
             ("accuracy without them, %", rounded(100.0 * clean, 1)),
             ("with them, unweighed", rounded(100.0 * unweighed, 1)),
@@ -104,22 +152,29 @@ impl World {
 
     /// Held-out accuracy without the flipping raters, with them at their word, and as weighed; their share of the weight;
     /// what the report warns of.
-    fn run(self, pairs: &[Pair], seed: u64) -> ([f64; 3], f64, Vec<String>) {
+    fn run(self, pairs: &[Pair], slips: f64, seed: u64) -> ([f64; 3], f64, Vec<String>) {
         let mut random = StdRng::seed_from_u64(seed);
         let (held, train): (Vec<&Pair>, Vec<&Pair>) =
             pairs.iter().partition(|pair| hash(&pair.prompt) % 3 == seed % 3);
-        let said = self.said(train.len(), &mut random);
+        let mut said = self.said(train.len(), &mut random);
+        for one in &mut said {
+            one.wrong = one.flips != random.random_bool(slips);
+        }
         let (records, flips) = records(&train, &said);
         let all = Config { rater_share: 1.0, burst: 0, ..Config::default() };
         let honest = records_of(&records, |feedback| !flips.contains(&feedback.id));
+        let trust = trusted(&records, &Config::default(), &signals::satisfaction);
+        let theirs =
+            trust.weights.iter().filter(|(id, _)| flips.contains(*id)).map(|(_, weight)| weight).sum::<f64>();
+        let share = theirs / trust.weights.values().sum::<f64>().max(1e-9);
         let weighed = Dataset::build(records.clone(), &Config::default(), &signals::satisfaction);
         let clean = Dataset::build(honest, &all, &signals::satisfaction);
         let mut unweighed = Dataset::build(records, &all, &signals::satisfaction);
         unweighed.comparisons.clear();
         // At their word: every judgement counts 1.
-        for (nth, flipped, _, _) in &said {
-            let mut comparison = comparison(train[*nth]);
-            if *flipped {
+        for one in &said {
+            let mut comparison = comparison(train[one.pair]);
+            if one.wrong {
                 std::mem::swap(&mut comparison.chosen, &mut comparison.rejected);
             }
             unweighed.comparisons.push(comparison);
@@ -130,25 +185,16 @@ impl World {
                 as f64
                 / held.len().max(1) as f64
         };
-        let truth: HashSet<(&str, &str)> =
-            train.iter().map(|pair| (&*pair.chosen, &*pair.rejected)).collect();
-        let (mut flipped, mut total) = (0.0, 0.0);
-        for pair in &weighed.comparisons {
-            total += pair.weight;
-            if !truth.contains(&(pair.chosen.as_str(), pair.rejected.as_str())) {
-                flipped += pair.weight;
-            }
-        }
         let accuracies = [accuracy(&clean), accuracy(&unweighed), accuracy(&weighed)];
-        (accuracies, flipped / total.max(1e-9), weighed.report.warnings)
+        (accuracies, share, weighed.report.warnings)
     }
 
     /// Judgements: which pair, whether flipped, by whom, when.
-    fn said(self, pairs: usize, random: &mut StdRng) -> Vec<(usize, bool, String, u64)> {
+    fn said(self, pairs: usize, random: &mut StdRng) -> Vec<Said> {
         let mut said = Vec::new();
-        let honest = |nth: usize, random: &mut StdRng| {
+        let honest = |pair: usize, random: &mut StdRng| {
             let who = format!("honest-{}", random.random_range(0..HONEST));
-            (nth, false, who, random.random_range(0..SECONDS * 1000))
+            Said { pair, flips: false, wrong: false, who, at: random.random_range(0..SECONDS * 1000) }
         };
         let mut order: Vec<usize> = (0..pairs).collect();
         order.shuffle(random);
@@ -172,7 +218,8 @@ impl World {
             // Each of them goes through the pairs once.
             let pair = theirs[(nth / self.flipping + (nth % self.flipping) * 97) % theirs.len()];
             let pair = if self.shared == 0 { theirs[nth] } else { pair };
-            said.push((pair, true, format!("flips-{}", nth % self.flipping), when));
+            let who = format!("flips-{}", nth % self.flipping);
+            said.push(Said { pair, flips: true, wrong: true, who, at: when });
         }
         said
     }
@@ -181,7 +228,7 @@ impl World {
 type Records = Vec<(Completion, Vec<Feedback>)>;
 
 /// Two answers a pair, with what was said of them; and which feedback was flipped.
-fn records(train: &[&Pair], said: &[(usize, bool, String, u64)]) -> (Records, HashSet<FeedbackId>) {
+fn records(train: &[&Pair], said: &[Said]) -> (Records, HashSet<FeedbackId>) {
     let mut records: Records = Vec::new();
     for pair in train {
         for answer in [&pair.chosen, &pair.rejected] {
@@ -189,24 +236,24 @@ fn records(train: &[&Pair], said: &[(usize, bool, String, u64)]) -> (Records, Ha
         }
     }
     let mut flips = HashSet::new();
-    for (nth, flipped, who, at) in said {
-        let ids = [records[2 * nth].0.id, records[2 * nth + 1].0.id];
-        let (chosen, rejected) = if *flipped { (ids[1], ids[0]) } else { (ids[0], ids[1]) };
+    for one in said {
+        let ids = [records[2 * one.pair].0.id, records[2 * one.pair + 1].0.id];
+        let (chosen, rejected) = if one.wrong { (ids[1], ids[0]) } else { (ids[0], ids[1]) };
         let feedback = Feedback {
             id: FeedbackId::new(),
-            at: Timestamp(*at),
+            at: Timestamp(one.at),
             completion: Some(chosen),
             judgement: Judgement::Comparison { chosen, rejected },
-            rater: Some(who.clone()),
+            rater: Some(one.who.clone()),
             source: Source::Human,
             comment: None,
             idempotency_key: None,
             tags: BTreeMap::new(),
         };
-        if *flipped {
+        if one.flips {
             flips.insert(feedback.id);
         }
-        records[2 * nth].1.push(feedback);
+        records[2 * one.pair].1.push(feedback);
     }
     (records, flips)
 }
@@ -216,11 +263,11 @@ fn records_of(records: &Records, keep: impl Fn(&Feedback) -> bool) -> Records {
     records.iter().map(|(completion, said)| (completion.clone(), kept(said))).collect()
 }
 
-fn comparison(pair: &Pair) -> crate::learn::dataset::Comparison {
+fn comparison(pair: &Pair) -> Comparison {
     let prompt = Prompt::Text(pair.prompt.clone());
-    let split = crate::learn::dataset::split(&prompt);
+    let split = split(&prompt);
     let (chosen, rejected) = (pair.chosen.clone(), pair.rejected.clone());
-    crate::learn::dataset::Comparison { prompt, chosen, rejected, weight: 1.0, split }
+    Comparison { prompt, chosen, rejected, weight: 1.0, split }
 }
 
 fn completion(prompt: &str, answer: &str) -> Completion {
@@ -250,6 +297,11 @@ const PLACES: usize = 1 << 16;
 fn hash(text: &str) -> u64 {
     text.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn words(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect()
 }
 
 /// Words and pairs of words that are in one answer and not in the other, as a unit vector.

@@ -22,7 +22,7 @@ const WRITTEN: f64 = 3.0;
 
 /// What only `classifier` knows.
 #[derive(Debug, ClapArgs)]
-#[group(id = "classifier")]
+#[group(skip)]
 pub(super) struct Args {
     /// For `classifier`: rows written to be learned from; {"list","of"} names texts and "draw" makes a row a pattern.
     #[arg(long)]

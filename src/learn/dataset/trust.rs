@@ -6,7 +6,10 @@
 //!
 //! The agreement is the one-coin model of Dawid and Skene (*Maximum likelihood estimation of observer error-rates*, 1979)
 //! solved by fixed-point iteration: the vote on each shared answer is that of the others, each weighed by how far *he* is
-//! right; a rater's rate of agreement is drawn towards everybody's by [`PRIOR`] judgements, so that few of them say little.
+//! right, and nobody with more than his share; a rater's rate of agreement is drawn towards everybody's by [`PRIOR`]
+//! judgements, so that few of them say little. He counts in full who agrees as often as the median judgement's rater, and for
+//! nothing who agrees half of the time or less. Where the median itself is no better than a coin nobody is weighed: nothing
+//! tells who is right.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -66,7 +69,8 @@ pub fn weigh(mut voices: Vec<Voice>, config: &Config) -> Trust {
     let mut trust = Trust::default();
     let voices = without_repeats(voices, &mut trust);
     let voices = without_haste(voices, config, &mut trust);
-    let standings = standings(&voices);
+    let standings = standings(&voices, config.rater_share);
+    trust.warn_of_discord(&standings);
     let crowd = crowd(&voices);
     if !crowd.is_empty() {
         trust
@@ -119,6 +123,18 @@ impl Trust {
         }
         notes.truncate(LISTED);
         self.weighed_down = notes;
+    }
+
+    fn warn_of_discord(&mut self, standings: &HashMap<String, Standing>) {
+        const MANY: f64 = 50.0;
+        let all: Vec<&Standing> = standings.values().collect();
+        let shared: f64 = all.iter().map(|standing| standing.shared).sum();
+        if shared >= MANY && pooled(&all) < 0.5 {
+            self.warnings.push(format!(
+                "people contradict each other more often than not on the answers that they share (agreement {:.2})",
+                pooled(&all)
+            ));
+        }
     }
 
     /// Raters who agree with each other and not with the rest differ more than chance lets them: the sum of squared
@@ -230,7 +246,7 @@ fn pooled(standings: &[&Standing]) -> f64 {
 }
 
 /// How far the rest agrees with each rater.
-fn standings(voices: &[Voice]) -> HashMap<String, Standing> {
+fn standings(voices: &[Voice], share: f64) -> HashMap<String, Standing> {
     let mut subjects: HashMap<u64, Vec<(&str, bool)>> = HashMap::new();
     for voice in voices {
         if let Some(verdict) = voice.verdict {
@@ -242,11 +258,24 @@ fn standings(voices: &[Voice]) -> HashMap<String, Standing> {
         .map(|voice| (voice.who.clone(), Standing { weight: 1.0, ..Standing::default() }))
         .collect();
     subjects.retain(|_, said| said.len() > 1);
+    let mut volumes: HashMap<&str, f64> = HashMap::new();
+    for voice in voices {
+        *volumes.entry(&voice.who).or_default() += 1.0;
+    }
     for _ in 0..ROUNDS {
+        let sum = |(who, volume): (&&str, &f64)| volume * standings.get(*who).map_or(1.0, |own| own.weight);
+        let most = loudest(volumes.iter().map(sum).collect(), share);
+        let votes: HashMap<&str, f64> = volumes
+            .iter()
+            .map(|(who, volume)| {
+                let weight = standings.get(*who).map_or(1.0, |own| own.weight);
+                (*who, weight * (most / (volume * weight).max(1e-9)).min(1.0))
+            })
+            .collect();
         let mut agreed: HashMap<&str, (f64, f64)> = HashMap::new();
         for said in subjects.values() {
             let vote = |(who, verdict): &(&str, bool)| {
-                let weight = standings.get(*who).map_or(1.0, |standing| standing.weight);
+                let weight = votes.get(who).copied().unwrap_or(1.0);
                 if *verdict { weight } else { -weight }
             };
             let all: f64 = said.iter().map(vote).sum();
@@ -267,15 +296,33 @@ fn standings(voices: &[Voice]) -> HashMap<String, Standing> {
         let mean = pooled(&standings.values().collect::<Vec<_>>());
         for standing in standings.values_mut() {
             standing.agreement = (standing.agree + PRIOR * mean) / (standing.shared + PRIOR);
-            // Of no use where everybody contradicts everybody: then nothing tells who is right.
-            standing.weight = if mean > 0.55 {
-                ((2.0 * standing.agreement - 1.0) / (2.0 * mean - 1.0)).clamp(0.0, 1.0)
+        }
+        let usual = median(&standings, &volumes, most);
+        for standing in standings.values_mut() {
+            standing.weight = if usual > 0.55 {
+                ((2.0 * standing.agreement - 1.0) / (2.0 * usual - 1.0)).clamp(0.0, 1.0)
             } else {
                 1.0
             };
         }
     }
     standings
+}
+
+/// The agreement of the rater of the median judgement, of whose judgements at most so many count.
+fn median(standings: &HashMap<String, Standing>, volumes: &HashMap<&str, f64>, most: f64) -> f64 {
+    let shared = standings.iter().filter(|(_, standing)| standing.shared > 0.0);
+    let mut of: Vec<(f64, f64)> = shared
+        .map(|(who, own)| (own.agreement, volumes.get(&**who).copied().unwrap_or(0.0).min(most)))
+        .collect();
+    of.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let half = of.iter().map(|(_, volume)| volume).sum::<f64>() / 2.0;
+    let mut below = 0.0;
+    let middle = of.iter().find(|(_, volume)| {
+        below += volume;
+        below >= half
+    });
+    middle.map_or(0.5, |(agreement, _)| *agreement)
 }
 
 /// Raters who all began within a minute, ten, or an hour in which five times as much was said as usual, four fifths of it
@@ -414,6 +461,29 @@ mod tests {
             let (_, trust) = flipped(&world(300, 0, 4, seed), 300);
             assert!(trust.warnings.is_empty(), "{:?}", trust.warnings);
         }
+    }
+
+    /// Three loud raters who judge the same answers outvote the honest ones there, were it not for their share.
+    #[test]
+    fn a_loud_clique_does_not_outvote_the_rest() {
+        let mut voices: Vec<Voice> =
+            (0..600).map(|n| voice(&format!("r{}", n * 7 % 100), n / 3, true, n * 1000)).collect();
+        voices.extend((0..258).map(|n| voice(&format!("r{}", 100 + n % 3), n / 3, false, n * 5000)));
+        let (share, trust) = flipped(&voices, 100);
+        assert!(share < 0.01, "{share} {:?}", trust.warnings);
+    }
+
+    #[test]
+    fn where_everybody_contradicts_everybody_nobody_is_right() {
+        let voices: Vec<Voice> =
+            (0..200).map(|n| voice(&format!("r{}", n % 40), n / 2, n % 2 == 0, n * 9000)).collect();
+        let trust = weigh(voices, &Config::default());
+        assert!(trust.weights.values().all(|weight| *weight == 1.0));
+        assert!(
+            trust.warnings.iter().any(|warning| warning.starts_with("people contradict")),
+            "{:?}",
+            trust.warnings
+        );
     }
 
     #[test]
