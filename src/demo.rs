@@ -34,6 +34,8 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// The port to listen on; 0 takes a free one.
     pub port: u16,
+    /// The share of the users who get the candidate first.
+    pub canary: f64,
 }
 
 /// Why the demo did not succeed.
@@ -88,7 +90,7 @@ fn config(options: &Options, data: &Path) -> Config {
     config.cycle.minimum_feedback = JUDGED;
     config.cycle.gate_prompts = 48;
     config.cycle.seed = options.seed;
-    config.canary.share = 0.5;
+    config.canary.share = options.canary;
     config.canary.samples = 160;
     config.canary.margin = 0.1;
     config.canary.at_budget = AtBudget::Promote;
@@ -174,8 +176,7 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     }
     bar.finish_and_clear();
 
-    screen
-        .title("4 · the update: reward model, PPO, the gate, a canary on half of the users; serving goes on");
+    screen.title("4 · the update: reward model, then PPO, then the gate; serving goes on");
     let update = until_ended(&client, &mut users, screen).await?;
     if update["outcome"] != "promoted" {
         return Err(Error::NotPromoted(update_outcome(&update)));

@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
+    /// The share of the users on whom the candidate is tried after the gate; 0 promotes it at once.
+    #[arg(long, default_value_t = 0.0)]
+    canary: f64,
     /// Model to serve instead of the default one.
     #[arg(long)]
     model: Option<PathBuf>,
@@ -27,7 +30,8 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         Some(model) => model.clone(),
         None => model::fetched()?,
     };
-    let options = demo::Options { seed: args.seed, model, data: args.data.clone(), port: args.port };
+    let (seed, data, port, canary) = (args.seed, args.data.clone(), args.port, args.canary);
+    let options = demo::Options { seed, model, data, port, canary };
     serve::runtime()?.block_on(demo::run(&options))?;
     Ok(())
 }
