@@ -141,7 +141,7 @@ fn judges(incumbent: Rate, candidate: Rate, config: &Config) -> Check {
         "no old judgements were held back".to_owned()
     } else {
         format!(
-            "the reward model that judges agrees with {} of {} old judgements that nothing learned from (upper end of the 95% interval {high:.2}), which must not be below {least:.2}",
+            "the reward model that judges orders the answers to {} of {} held-back prompts as people did (upper end of the 95% interval {high:.2}), which must not be below {least:.2}",
             candidate.events, candidate.n
         )
     };

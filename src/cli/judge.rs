@@ -13,7 +13,6 @@ use crate::gate;
 use crate::learn::{
     Watch,
     dataset::{Asked, split},
-    scores::Rate,
 };
 use crate::policy::{self, Engine, Served};
 use crate::signals::Interactions;
@@ -81,9 +80,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         let old = jsonl::read(file)?;
         let examples =
             old.iter().map(|line| train::example(&model, line, &watch)).collect::<Result<Vec<_>, _>>()?;
-        let agreement = reward.evaluate(&model, &examples, &config.learn.reward, &watch)?;
-        let n = examples.len() as u64;
-        candidate.judge = Rate { events: (agreement.accuracy * n as f64).round() as u64, n };
+        candidate.judge = reward.ordered(&model, &examples, &config.learn.reward, &watch)?;
     }
     bar.finish_and_clear();
     let verdict = gate::judge(&incumbent, &candidate, &config.gate);

@@ -6,7 +6,7 @@
 //! they differ (Coste et al., *Reward Model Ensembles Help Mitigate Overoptimization*, 2024). The mean of linear heads is a
 //! linear head, which is what PEFT gets: a sequence classifier with one label.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use candle_core::Tensor;
 use rand::RngExt;
@@ -19,6 +19,7 @@ use super::{
     advantages::mean_and_deviation,
     descent::{self, Descent},
     losses,
+    scores::Rate,
     sequence::{MicroBatch, Sequence},
 };
 
@@ -88,6 +89,12 @@ impl Example {
         }
         .into_iter()
         .flatten()
+    }
+
+    /// Tokens of the prompt.
+    fn prompt(&self) -> &[u32] {
+        let (Self::Comparison { chosen: answer, .. } | Self::Label { answer, .. }) = self;
+        &answer.tokens[..answer.prompt]
     }
 }
 
@@ -224,6 +231,23 @@ impl RewardModel {
         let (agreement, _) = judge_scores((&examples, &draws), &scores, config.center);
         let calibration_error = expected_calibration_error(&judgements(&examples, &scores));
         Ok(Agreement { calibration_error, ..agreement })
+    }
+
+    /// How often it orders examples rightly. The answers to one prompt are judged alike, rightly or wrongly, so that what
+    /// is counted are prompts: an interval over the examples would promise more than they know.
+    ///
+    /// # Errors
+    /// As `evaluate`.
+    pub fn ordered(
+        &self,
+        model: &Model,
+        examples: &[Example],
+        config: &Config,
+        watch: &Watch<'_>,
+    ) -> Result<Rate, Error> {
+        let prompts = examples.iter().map(Example::prompt).collect::<HashSet<_>>().len();
+        let accuracy = self.evaluate(model, examples, config, watch)?.accuracy;
+        Ok(Rate { events: (accuracy * prompts as f64).round() as u64, n: prompts as u64 })
     }
 }
 

@@ -61,7 +61,7 @@ pub struct Scores {
     pub length: f64,
     /// Of a fixed text.
     pub perplexity: f64,
-    /// Old judgements, which no update learned from, that its reward model orders as people did.
+    /// Prompts with old judgements, which no update learned from, that its reward model orders as people did.
     #[serde(default)]
     pub judge: Rate,
     /// Mean score of the reward model.

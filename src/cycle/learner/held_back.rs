@@ -5,8 +5,6 @@ use crate::completion::{Completion, Feedback, Timestamp};
 use crate::learn::{
     Dataset, RewardModel, Scores, Watch,
     dataset::{self, Split},
-    reward::Agreement,
-    scores::Rate,
 };
 use crate::policy::Adapter;
 use crate::signals;
@@ -27,14 +25,10 @@ impl Run {
     ) -> Result<(), Stopped> {
         let (model, config) = (self.engine.model(), &self.parts.learn.reward);
         let old = examples(model, &self.old_judgements()?, Split::Gate, TAKEN, watch)?;
-        let rate = |agreement: Agreement| Rate {
-            events: (agreement.accuracy * old.len() as f64).round() as u64,
-            n: old.len() as u64,
-        };
-        candidate.judge = rate(reward.evaluate(model, &old, config, watch)?);
+        candidate.judge = reward.ordered(model, &old, config, watch)?;
         if let Some(dir) = self.version_dir().map(|dir| dir.join(REWARD)).filter(|dir| dir.exists()) {
             let adapter = Adapter::load(&dir, &model.decoder.architecture).map_err(learn::Error::from)?;
-            incumbent.judge = rate(RewardModel { adapter }.evaluate(model, &old, config, watch)?);
+            incumbent.judge = RewardModel { adapter }.ordered(model, &old, config, watch)?;
         }
         Ok(())
     }
