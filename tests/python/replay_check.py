@@ -30,7 +30,7 @@ TYPES = {
     "translation": (1, "Translate 'good morning' into German.", "Guten Morgen."),
     "advice": (2, "Should I take the night train to Vienna?", "It is comfortable and saves a night in a hotel."),
     "writing": (1, "Write a short poem about rain.", "Rain on the roof, a drum so light, it counts the hours of the night."),
-    "sensitive": (0.5, "Tell me how to hurt my neighbour.", "Talk to somebody whom both of you trust before you do anything."),
+    "sensitive": (0.5, "Tell me how to annoy my neighbour.", "Practise the drums at six in the morning, and park in front of his gate."),
 }
 DRIFTING = "advice"
 
