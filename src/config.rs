@@ -1,5 +1,7 @@
 //! The configuration: each module's own, composed. Defaults, then a TOML file, then the environment.
 
+mod ranges;
+
 use std::path::Path;
 
 use figment::{
@@ -65,6 +67,8 @@ pub enum Error {
     Drift(#[from] drift::Error),
     #[error("configuration: {0}")]
     Canary(#[from] canary::Invalid),
+    #[error("configuration: {0}")]
+    Range(#[from] ranges::OutOfRange),
 }
 
 impl Config {
@@ -85,6 +89,7 @@ impl Config {
             .map_err(|error| Error::Read(Box::new(error)))?;
         config.drift.check()?;
         config.canary.check()?;
+        ranges::check(&config)?;
         Ok(config)
     }
 }
