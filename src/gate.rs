@@ -14,7 +14,8 @@ use crate::learn::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The lower end of the win rate's 95% interval, on the types to be mended, must be above this.
+    /// The lower end of the win rate's 95% interval, on the types to be mended, must be above this; below 0 it asks
+    /// nothing.
     pub win_rate: f64,
     /// On the other types the upper end of the win rate's interval must not be below this.
     pub other_win_rate: f64,
