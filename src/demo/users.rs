@@ -129,7 +129,10 @@ pub(super) const KINDS: [Kind; 4] = [
         form: "Tell me about {}.",
         topics: &THINGS,
         fresh: &FRESH_THINGS,
-        wish: Some(Wish { told: "plain sentences without commas", met: |answer| !answer.contains(',') }),
+        wish: Some(Wish {
+            told: "no definitions to begin with",
+            met: |answer| !opens_with_definition(answer),
+        }),
     },
     Kind {
         interaction: "writing",
@@ -137,8 +140,8 @@ pub(super) const KINDS: [Kind; 4] = [
         topics: &THINGS,
         fresh: &FRESH_THINGS,
         wish: Some(Wish {
-            told: "stories that do not open with the scenery",
-            met: |answer| !opens_with_scenery(answer),
+            told: "stories that do not begin with the time or the place",
+            met: |answer| !opens_with_scene(answer),
         }),
     },
     Kind {
@@ -260,8 +263,14 @@ impl Asked {
     }
 }
 
-fn opens_with_scenery(answer: &str) -> bool {
-    matches!(answer.split_whitespace().next(), Some("As" | "In" | "The"))
+/// "Salt is …", "The seas are …".
+fn opens_with_definition(answer: &str) -> bool {
+    answer.split_whitespace().take(4).any(|word| matches!(word, "is" | "are"))
+}
+
+/// "In a village …", "As the sun rose …".
+fn opens_with_scene(answer: &str) -> bool {
+    matches!(answer.split_whitespace().next(), Some("As" | "In"))
 }
 
 /// A line that begins with a bullet, or with a number and a full stop or bracket, emphasised or not.
@@ -296,8 +305,9 @@ mod tests {
         assert!(!satisfies("advice", list, 1));
         assert!(satisfies("question", list, 1));
         assert!(!satisfies("question", "Yes", 0));
-        assert!(satisfies("question", "Salt, a mineral, is white", 1));
-        assert!(!satisfies("question", "Salt, a mineral, is white", 2));
+        assert!(satisfies("question", "Salt is a mineral", 1));
+        assert!(!satisfies("question", "Salt is a mineral", 2));
+        assert!(satisfies("question", "People have mined salt, which is white", 2));
         assert!(!satisfies("writing", "In the valley there stood a house", 3));
         assert!(satisfies("writing", "Inga went to the valley", 3));
         assert_eq!(changing().count(), 3);
