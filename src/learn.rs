@@ -64,6 +64,24 @@ impl Default for Pace {
     }
 }
 
+impl Pace {
+    /// As many threads as the device has, for training alone: the system runs them after those that serve.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn threads() -> Result<rayon::ThreadPool, Error> {
+        const NICENESS: i32 = 10;
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(rayon::current_num_threads())
+            .thread_name(|nth| format!("learner-{nth}"))
+            // On Linux this is the thread's own. Where it cannot be had training competes with serving as an equal.
+            .start_handler(|_| {
+                let _alone = rustix::process::nice(NICENESS);
+            });
+        Ok(threads.build()?)
+    }
+}
+
 /// What goes wrong while learning. The served version is never touched by it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -77,6 +95,8 @@ pub enum Error {
     Cancelled,
     #[error("a rollout failed: {0}")]
     Rollout(String),
+    #[error(transparent)]
+    Threads(#[from] rayon::ThreadPoolBuildError),
     #[error("checkpoint: {0}")]
     Checkpoint(String),
     #[error(transparent)]

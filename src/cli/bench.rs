@@ -2,6 +2,7 @@
 
 mod canary;
 mod drift;
+mod learn;
 mod poison;
 mod serve;
 mod upstream;
@@ -13,8 +14,6 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::drift::{Constants, Kind};
-use crate::learn::ppo;
-use crate::policy::{AdapterGradient, Batch, Decoder};
 use crate::store::{self, Store};
 
 use super::{Error, generate, jsonl};
@@ -48,6 +47,10 @@ enum What {
     Serve,
     /// Forward and backward of a LoRA policy over 4 × 256 tokens.
     Train,
+    /// One iteration of PPO: 16 answers of 64 tokens to prompts of 64, four epochs, adapters of rank 16 on all layers.
+    Ppo,
+    /// The time between two tokens of one stream, idle and beside training.
+    Beside,
     /// One reading of each detector, and a monitor of 100,000 streams.
     Drift,
     /// Durable feedback, one writer and 64.
@@ -75,8 +78,27 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         measured.sort_by(f64::total_cmp);
         rows.insert(name.to_owned(), json!(measured[measured.len() / 2]));
     };
-    let rounds = args.rounds.max(1);
-    match args.what {
+    measure(args.what, config, args.rounds.max(1), &mut row)?;
+    let mut out = jsonl::writer("-")?;
+    if args.json {
+        writeln!(out, "{}", Value::Object(rows))?;
+    } else {
+        for (name, value) in rows {
+            writeln!(out, "{name:40} {:>12.1}", value.as_f64().unwrap_or_default())?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Gives `row` what was measured in each round.
+fn measure(
+    what: What,
+    config: &Config,
+    rounds: usize,
+    row: &mut dyn FnMut(&str, Vec<f64>),
+) -> Result<(), Error> {
+    match what {
         What::Serve => {
             let (engine, _serving) = serve::start(config)?;
             let measured: Vec<_> =
@@ -88,9 +110,11 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         }
         What::Train => {
             let model = generate::load(&config.policy.model)?;
-            let measured = (0..rounds).map(|_| train(&model, config)).collect::<Result<_, _>>()?;
+            let measured = (0..rounds).map(|_| learn::train(&model, config)).collect::<Result<_, _>>()?;
             row("train_lora_tokens_per_second", measured);
         }
+        What::Ppo => learn::ppo(config, rounds, row)?,
+        What::Beside => learn::beside(config, rounds, row)?,
         What::Drift => {
             for (constants, kind, name) in [
                 (Constants::Default, Kind::Bernoulli, "bernoulli_ns_per_reading"),
@@ -121,15 +145,6 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
             }
         }
     }
-    let mut out = jsonl::writer("-")?;
-    if args.json {
-        writeln!(out, "{}", Value::Object(rows))?;
-    } else {
-        for (name, value) in rows {
-            writeln!(out, "{name:40} {:>12.1}", value.as_f64().unwrap_or_default())?;
-        }
-    }
-    out.flush()?;
     Ok(())
 }
 
@@ -153,28 +168,6 @@ fn show(json: bool, lines: &[drift::Line]) -> Result<(), Error> {
     }
     out.flush()?;
     Ok(())
-}
-
-fn tokens(count: usize, salt: usize, decoder: &Decoder) -> Vec<u32> {
-    let vocabulary = decoder.architecture.vocabulary;
-    (0..count).map(|at| ((100 + (at * 7 + salt * 131) % 3000) % vocabulary) as u32).collect()
-}
-
-/// Tokens a second of one forward and backward pass of a LoRA on all linears, log-probabilities of every token.
-fn train(model: &crate::policy::Model, config: &Config) -> Result<f64, Error> {
-    let decoder = &model.decoder;
-    let adapter = ppo::new_policy(model, config.learn.ppo.rank, config.learn.ppo.alpha, 1.0, 0)?;
-    let sequences: Vec<Vec<u32>> = (0..4).map(|salt| tokens(256, salt, decoder)).collect();
-    let batch = Batch::of(sequences.iter().map(Vec::as_slice), Some(&adapter));
-    let started = Instant::now();
-    let trunk = decoder.trunk(&batch, 0)?;
-    let (hidden, tape) = decoder.hidden_taped(&trunk, &batch, 0)?;
-    let logprobs = decoder.token_logprobs(&hidden, &batch.tokens, 1.0, true)?;
-    let gradient = vec![-1.0 / batch.tokens.len() as f32; batch.tokens.len()];
-    if let Some(dhidden) = logprobs.backward(&gradient)? {
-        decoder.backward(&tape, &dhidden, &mut AdapterGradient::default())?;
-    }
-    Ok(batch.tokens.len() as f64 / started.elapsed().as_secs_f64())
 }
 
 fn store(writers: usize) -> Result<f64, Error> {

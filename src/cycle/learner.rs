@@ -118,7 +118,9 @@ impl Learner {
         let (of_thread, started) = (Arc::clone(&cancelled), update.clone());
         let thread = thread::spawn(move || {
             let mut run = Run { parts, engine, shared, cancelled: of_thread, update: started };
-            let learned = run.learn();
+            let learned = learn::Pace::threads()
+                .map_err(Stopped::from)
+                .and_then(|threads| threads.install(|| run.learn()));
             if let Err(Stopped::Failed(fault)) = &learned {
                 error!(update = %run.update.id, fault, "the update failed");
             }

@@ -4,7 +4,10 @@
 //! intermediate of the graph. Here the base is frozen by construction: a linear's backward is `dx = dy W` and the two
 //! low-rank products.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::{
     attention::attend_backward,
@@ -39,12 +42,19 @@ pub(crate) struct LayerTape {
 #[derive(Debug)]
 pub struct Tape {
     pub(crate) first_layer: usize,
+    pub(crate) parts: Vec<PartTape>,
+    /// The hidden states after the last norm, `[rows, hidden]`.
+    pub(crate) hidden: Tensor,
+}
+
+/// The tape of some whole sequences of the batch.
+#[derive(Debug)]
+pub(crate) struct PartTape {
+    pub(crate) rows: Range<usize>,
+    pub(crate) batch: Batch,
     pub(crate) layers: Vec<LayerTape>,
     /// The input of the last norm.
     pub(crate) last: Tensor,
-    /// The hidden states after it, `[rows, hidden]`.
-    pub(crate) hidden: Tensor,
-    pub(crate) batch: Batch,
 }
 
 /// The gradient of a loss with respect to an adapter, summed over micro-batches.
@@ -64,6 +74,16 @@ impl Tape {
 }
 
 impl AdapterGradient {
+    /// Adds what other sequences make of the same adapter.
+    fn add_all(&mut self, other: Self) -> Result<()> {
+        for (at, pair) in other.pairs.into_iter().enumerate() {
+            if let Some((da, db)) = pair {
+                self.add(at, da, db)?;
+            }
+        }
+        Ok(())
+    }
+
     fn add(&mut self, at: usize, da: Tensor, db: Tensor) -> Result<()> {
         if self.pairs.len() <= at {
             self.pairs.resize_with(at + 1, || None);
@@ -107,15 +127,35 @@ impl Decoder {
     /// Adds to `gradient` what `dz`, the gradient with respect to the hidden states after the last norm, makes of the
     /// adapter of the tape.
     pub fn backward(&self, tape: &Tape, dz: &Tensor, gradient: &mut AdapterGradient) -> Result<()> {
-        let Some((_, adapter)) = tape.batch.adapted.first() else { return Ok(()) };
-        let angles = self.rope.angles(&tape.batch.positions());
-        let mut dy = rms_norm_backward(dz, &tape.last, &self.norm, self.epsilon(), None)?;
-        for (at, kept) in tape.layers.iter().enumerate().rev() {
-            let layer = tape.first_layer + at;
+        let parts = tape.parts.par_iter().map(|part| {
+            let mut own = AdapterGradient::default();
+            let dz = dz.narrow(0, part.rows.start, part.rows.len())?;
+            self.backward_part(part, tape.first_layer, &dz, &mut own)?;
+            Ok(own)
+        });
+        // In the order of the parts, so that the sum is the same every time.
+        for own in parts.collect::<Result<Vec<_>>>()? {
+            gradient.add_all(own)?;
+        }
+        Ok(())
+    }
+
+    fn backward_part(
+        &self,
+        part: &PartTape,
+        first_layer: usize,
+        dz: &Tensor,
+        gradient: &mut AdapterGradient,
+    ) -> Result<()> {
+        let Some((_, adapter)) = part.batch.adapted.first() else { return Ok(()) };
+        let angles = self.rope.angles(&part.batch.positions());
+        let mut dy = rms_norm_backward(dz, &part.last, &self.norm, self.epsilon(), None)?;
+        for (at, kept) in part.layers.iter().enumerate().rev() {
+            let layer = first_layer + at;
             // Nothing below the first adapted layer is trained, so its input needs no gradient.
             let wants_input = layer > adapter.first_layer;
             let mut pass = LayerPass { decoder: self, layer, kept, adapter, gradient };
-            match pass.backward(&dy, &tape.batch, &angles, wants_input)? {
+            match pass.backward(&dy, &part.batch, &angles, wants_input)? {
                 Some(dx) => dy = dx,
                 None => break,
             }

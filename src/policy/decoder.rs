@@ -7,15 +7,16 @@
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
 
 use super::{
     architecture::Architecture,
     attention::{Past, Span, attend, blocks_of},
-    backward::{LayerTape, Tape},
+    backward::{LayerTape, PartTape, Tape},
     kv::KvCache,
     linear::Linear,
     lora::{Adapter, Target},
-    ops::{read, rms_norm, swiglu},
+    ops::{read, rms_norm, sum, swiglu},
     rope::{Angles, Rope},
 };
 
@@ -44,6 +45,9 @@ pub struct Decoder {
     pub(crate) head: Linear,
     pub(crate) rope: Rope,
 }
+
+/// Rows below which a thread of its own costs more than it saves: every thread unpacks the weights once more.
+const LEAST_ROWS: usize = 128;
 
 /// The rows of one step.
 #[derive(Debug, Clone, Default)]
@@ -77,6 +81,33 @@ impl Batch {
             batch.push(tokens, 0, adapter);
         }
         batch
+    }
+
+    /// At most so many batches of whole sequences, each with its rows here and about as many as the others.
+    pub(crate) fn parts(&self, most: usize) -> Vec<(Range<usize>, Self)> {
+        let rows = self.tokens.len();
+        let most = most.min(rows / LEAST_ROWS).max(1);
+        let mut parts: Vec<(Range<usize>, Self)> = Vec::new();
+        for span in &self.spans {
+            let full = parts.last().is_none_or(|(part, _)| part.end * most >= parts.len() * rows);
+            if full {
+                parts.push((span.start..span.start, Self::default()));
+            }
+            let Some((part, batch)) = parts.last_mut() else { continue };
+            let end = span.start + span.len;
+            batch.tokens.extend_from_slice(&self.tokens[span.start..end]);
+            batch.spans.push(Span { start: span.start - part.start, ..*span });
+            part.end = end;
+        }
+        for (rows, part) in &mut parts {
+            for (adapted, adapter) in &self.adapted {
+                let (from, to) = (adapted.start.max(rows.start), adapted.end.min(rows.end));
+                if from < to {
+                    part.adapted.push((from - rows.start..to - rows.start, Arc::clone(adapter)));
+                }
+            }
+        }
+        parts
     }
 
     /// Row of the last token of each sequence.
@@ -129,12 +160,18 @@ impl Decoder {
     }
 
     /// [`Decoder::hidden_from`] that keeps what the backward pass needs. One adapter covers all rows, from `layer` on.
+    ///
+    /// Each thread takes sequences of its own through all layers, so that none waits for another between two products.
     pub fn hidden_taped(&self, trunk: &Tensor, batch: &Batch, layer: usize) -> Result<(Tensor, Tape)> {
-        let mut layers = Vec::with_capacity(self.layers.len() - layer);
-        let last =
-            self.layers(trunk.clone(), batch, layer..self.layers.len(), &mut Memory::Tape(&mut layers))?;
-        let z = self.normed(&last)?;
-        Ok((z.clone(), Tape { first_layer: layer, layers, last, hidden: z, batch: batch.clone() }))
+        let parts = batch.parts(rayon::current_num_threads()).into_par_iter().map(|(rows, batch)| {
+            let mut layers = Vec::with_capacity(self.layers.len() - layer);
+            let x = trunk.narrow(0, rows.start, rows.len())?;
+            let last = self.layers(x, &batch, layer..self.layers.len(), &mut Memory::Tape(&mut layers))?;
+            Ok((self.normed(&last)?, PartTape { rows, batch, layers, last }))
+        });
+        let (hidden, parts): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let hidden = Tensor::cat(&hidden, 0)?;
+        Ok((hidden.clone(), Tape { first_layer: layer, parts, hidden }))
     }
 
     /// `[rows, vocabulary]` of hidden states after the last norm.
@@ -193,13 +230,13 @@ impl Decoder {
             Memory::Nothing | Memory::Tape(_) => self.attend_fresh((&q, &k, &v), batch)?,
         };
         let [attended] = layer.project([Target::Output], &attention, batch, index, &mut low_rank)?;
-        let middle = (&x + attended)?;
+        let middle = sum(&x, &attended)?;
         let mlp_normed = rms_norm(&middle, &layer.mlp_norm, self.epsilon())?;
         let [gate, up] =
             layer.project([Target::Gate, Target::Up], &mlp_normed, batch, index, &mut low_rank)?;
         let activated = swiglu(&gate, &up)?;
         let [down] = layer.project([Target::Down], &activated, batch, index, &mut low_rank)?;
-        let out = (&middle + down)?;
+        let out = sum(&middle, &down)?;
         if let Memory::Tape(tape) = memory {
             tape.push(LayerTape {
                 x,
@@ -306,7 +343,7 @@ fn adapted(
             (x.narrow(0, range.start, range.len())?, y.narrow(0, range.start, range.len())?)
         };
         let middle = (x.matmul(&pair.a.t()?)? * adapter.scale())?;
-        let changed = (y_rows + middle.matmul(&pair.b.t()?)?)?;
+        let changed = sum(&y_rows, &middle.matmul(&pair.b.t()?)?)?;
         inner = Some(middle);
         if range.start > done {
             pieces.push(y.narrow(0, done, range.start - done)?);

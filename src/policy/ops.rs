@@ -88,6 +88,26 @@ pub(crate) fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
     }
 }
 
+/// `a + b`. candle's sum waits for threads of candle's own, which would compete with ours.
+pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let columns = a.dim(1)?;
+    read(a, |a_data| {
+        read(b, |b_data| {
+            by_rows(
+                a,
+                columns,
+                #[inline(always)]
+                |row, out| {
+                    let at = row * columns..(row + 1) * columns;
+                    for ((out, a), b) in out.iter_mut().zip(&a_data[at.clone()]).zip(&b_data[at]) {
+                        *out = a + b;
+                    }
+                },
+            )
+        })
+    })??
+}
+
 /// `y = x / √(mean(x²) + ε) · weight`, for `x` of `[rows, hidden]`.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
     let hidden = x.dim(1)?;

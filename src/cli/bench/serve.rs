@@ -46,6 +46,20 @@ pub(super) fn measure(engine: &Engine, round: usize) -> Result<Figures, Error> {
     })
 }
 
+/// The 95th percentile of the milliseconds between two tokens of one answer of 128.
+pub(super) fn between_tokens(engine: &Engine, salt: usize) -> Result<f64, Error> {
+    let mut events = submit(engine, 32, 128, salt)?;
+    let (mut gaps, mut last) = (Vec::new(), None);
+    while let Some(event) = events.blocking_recv() {
+        let now = Instant::now();
+        if matches!(event, Event::Text { .. }) {
+            gaps.extend(last.replace(now).map(|last| (now - last).as_secs_f64() * 1e3));
+        }
+    }
+    gaps.sort_by(f64::total_cmp);
+    gaps.get(gaps.len() * 95 / 100).copied().ok_or_else(|| "the engine gave no answer".into())
+}
+
 fn submit(
     engine: &Engine,
     prompt: usize,

@@ -1,0 +1,131 @@
+//! `gyrostat bench train|ppo|beside`: what training takes, and what serving notices of it.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use crate::cli::Error;
+use crate::completion::Prompt;
+use crate::config::Config;
+use crate::learn::{Measures, Method, Online, Pace, Practice, RewardModel, Sequence, Watch, ppo as recipe};
+use crate::policy::{AdapterGradient, Batch, Decoder, Engine, Model};
+
+use super::serve;
+
+fn tokens(count: usize, salt: usize, decoder: &Decoder) -> Vec<u32> {
+    let vocabulary = decoder.architecture.vocabulary;
+    (0..count).map(|at| ((100 + (at * 7 + salt * 131) % 3000) % vocabulary) as u32).collect()
+}
+
+/// Tokens a second of one forward and backward pass of a LoRA on all linears, log-probabilities of every token.
+pub(super) fn train(model: &Model, config: &Config) -> Result<f64, Error> {
+    let decoder = &model.decoder;
+    let adapter = recipe::new_policy(model, config.learn.ppo.rank, config.learn.ppo.alpha, 1.0, 0)?;
+    let sequences: Vec<Vec<u32>> = (0..4).map(|salt| tokens(256, salt, decoder)).collect();
+    let batch = Batch::of(sequences.iter().map(Vec::as_slice), Some(&adapter));
+    let started = Instant::now();
+    let trunk = decoder.trunk(&batch, 0)?;
+    let (hidden, tape) = decoder.hidden_taped(&trunk, &batch, 0)?;
+    let logprobs = decoder.token_logprobs(&hidden, &batch.tokens, 1.0, true)?;
+    let gradient = vec![-1.0 / batch.tokens.len() as f32; batch.tokens.len()];
+    if let Some(dhidden) = logprobs.backward(&gradient)? {
+        decoder.backward(&tape, &dhidden, &mut AdapterGradient::default())?;
+    }
+    Ok(batch.tokens.len() as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Iterations of PPO, one a round.
+pub(super) fn ppo(config: &Config, rounds: usize, row: &mut dyn FnMut(&str, Vec<f64>)) -> Result<(), Error> {
+    let (engine, _serving) = serve::start(config)?;
+    let measured: Vec<(f64, f64)> = Pace::threads()?
+        .install(|| (0..rounds).map(|round| iteration(&engine, config, round)).collect::<Result<_, _>>())?;
+    row("ppo_iteration_seconds", measured.iter().map(|(seconds, _)| *seconds).collect());
+    row("ppo_tokens_an_answer", measured.iter().map(|(_, tokens)| *tokens).collect());
+    Ok(())
+}
+
+/// Seconds of one iteration, rollouts and their scores included, and the mean tokens of its answers.
+fn iteration(engine: &Engine, config: &Config, round: usize) -> Result<(f64, f64), Error> {
+    let (model, seed) = (engine.model(), round as u64);
+    let how = recipe::Config {
+        iterations: 1,
+        episodes: 16,
+        num_ppo_epochs: 4,
+        num_mini_batches: 1,
+        response_length: 64,
+        rank: 16,
+        depth: 1.0,
+        ..config.learn.ppo.clone()
+    };
+    let reward = RewardModel::new(
+        model,
+        &crate::learn::reward::Config { depth: 1.0, ..config.learn.reward.clone() },
+        seed,
+    )?;
+    let policy = recipe::new_policy(model, how.rank, how.alpha, how.depth, seed)?;
+    let words = [" river", " stone", " bread", " music", " winter", " house", " paper", " garden"];
+    let text = |nth: usize| (0..64).map(|at| words[(at * (nth + 1) + at / 8) % 8]).collect();
+    let prompts: Vec<Prompt> = (0..16).map(|nth| Prompt::Text(text(nth))).collect();
+    let score = |sequences: &[Sequence], watch: &Watch<'_>| reward.score(model, sequences, watch);
+    let nowhere = |_: &str, _: f64, _: Measures<'_>| ();
+    let watch = Watch {
+        micro_tokens: config.learn.pace.micro_tokens,
+        sequence_tokens: config.learn.pace.sequence_tokens,
+        between: &|| true,
+        report: &nowhere,
+        checkpoints: None,
+    };
+    let practice = Practice { engine, reward: &score, config: &how };
+    let started = Instant::now();
+    let mut online = Online::new(practice, Method::Ppo { value: reward.value()? }, policy, seed);
+    let measures = online.train(&prompts, &prompts, &watch)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let length = measures
+        .iter()
+        .find(|(name, _)| *name == "objective/response_tokens")
+        .map_or(0.0, |(_, length)| *length);
+    Ok((seconds, length))
+}
+
+/// A stream alone, and streams beside training that gives way to them as the learner does.
+pub(super) fn beside(
+    config: &Config,
+    rounds: usize,
+    row: &mut dyn FnMut(&str, Vec<f64>),
+) -> Result<(), Error> {
+    let (engine, _serving) = serve::start(config)?;
+    let (mut idle, mut training, mut passes) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        idle.push(serve::between_tokens(&engine, 2 * round)?);
+        let (slowest, ended) = while_training(&engine, config, round)?;
+        training.push(slowest);
+        passes.push(ended as f64);
+    }
+    row("between_tokens_p95_idle_ms", idle);
+    row("between_tokens_p95_training_ms", training);
+    row("training_passes_meanwhile", passes);
+    Ok(())
+}
+
+/// The slowest of three streams' 95th percentiles, and the passes of [`train`] that ended meanwhile.
+fn while_training(engine: &Engine, config: &Config, round: usize) -> Result<(f64, usize), Error> {
+    let ended = AtomicBool::new(false);
+    let threads = Pace::threads()?;
+    std::thread::scope(|scope| {
+        let learner = scope.spawn(|| -> Result<usize, Error> {
+            let mut passes = 0;
+            while !ended.load(Ordering::Relaxed) {
+                threads.install(|| train(engine.model(), config))?;
+                engine.give_way(config.learn.pace.give_way());
+                passes += 1;
+            }
+            Ok(passes)
+        });
+        let streams = (0..3).map(|nth| serve::between_tokens(engine, 100 * round + nth));
+        let slowest = streams.collect::<Result<Vec<_>, _>>();
+        ended.store(true, Ordering::Relaxed);
+        let passes = learner.join().unwrap_or_else(|_| Err("the learner panicked".into()))?;
+        Ok((slowest?.into_iter().fold(0.0, f64::max), passes))
+    })
+}
