@@ -9,6 +9,7 @@ use figment::{
 use serde::{Deserialize, Serialize};
 
 use crate::canary;
+use crate::comparisons;
 use crate::cycle;
 use crate::drift;
 use crate::gate;
@@ -35,6 +36,7 @@ pub struct Config {
     pub canary: canary::Config,
     pub cycle: cycle::Config,
     pub probes: signals::Probes,
+    pub ai_feedback: comparisons::Config,
 }
 
 /// How the log is written (`[log]`). What is shown is `RUST_LOG`'s to say.
@@ -65,6 +67,8 @@ pub enum Error {
     Drift(#[from] drift::Error),
     #[error("configuration: {0}")]
     Canary(#[from] canary::Invalid),
+    #[error("configuration: ai_feedback.{0}")]
+    AiFeedback(String),
 }
 
 impl Config {
@@ -85,6 +89,7 @@ impl Config {
             .map_err(|error| Error::Read(Box::new(error)))?;
         config.drift.check()?;
         config.canary.check()?;
+        config.ai_feedback.check().map_err(Error::AiFeedback)?;
         Ok(config)
     }
 }

@@ -1,7 +1,7 @@
 //! The reward model against old judgements that no update learns from: a judge that was taught the wrong way round would
 //! find every candidate good that was taught by it.
 
-use crate::completion::{Completion, Feedback, Timestamp};
+use crate::completion::{Completion, Feedback, Source, Timestamp};
 use crate::learn::{
     Dataset, RewardModel, Scores, Watch,
     dataset::{self, Split},
@@ -40,7 +40,9 @@ impl Run {
         let wanted = &self.update.interactions;
         let mut records: Vec<(Completion, Vec<Feedback>)> = Vec::new();
         for record in self.parts.store.judged(..).rev().take(LOOKED_AT) {
-            let (completion, feedback) = record?;
+            let (completion, mut feedback) = record?;
+            // What people want is what people said, not what a judge model believes that they want.
+            feedback.retain(|said| said.source == Source::Human);
             let outdated = wanted.contains(&completion.interaction) && completion.at < since;
             if !feedback.is_empty() && !outdated && dataset::split(&completion.prompt) == Split::Gate {
                 records.push((completion, feedback));
