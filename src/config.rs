@@ -1,5 +1,7 @@
 //! The configuration: each module's own, composed. Defaults, then a TOML file, then the environment.
 
+mod ranges;
+
 use std::path::Path;
 
 use figment::{
@@ -67,8 +69,8 @@ pub enum Error {
     Drift(#[from] drift::Error),
     #[error("configuration: {0}")]
     Canary(#[from] canary::Invalid),
-    #[error("configuration: ai_feedback.{0}")]
-    AiFeedback(String),
+    #[error("configuration: {0}")]
+    Range(#[from] ranges::OutOfRange),
 }
 
 impl Config {
@@ -89,7 +91,7 @@ impl Config {
             .map_err(|error| Error::Read(Box::new(error)))?;
         config.drift.check()?;
         config.canary.check()?;
-        config.ai_feedback.check().map_err(Error::AiFeedback)?;
+        ranges::check(&config)?;
         Ok(config)
     }
 }

@@ -56,6 +56,8 @@ pub struct Config {
     pub minimum_feedback: usize,
     /// `ppo`, `rloo`, `grpo`, `dpo`, `ipo`, `kto` or `sft`.
     pub recipe: String,
+    /// Answers of earlier versions that an update learns from again, for each new one.
+    pub rehearsal: f64,
     /// Prompts of the gate split on which candidate and incumbent answer side by side, at most.
     pub gate_prompts: usize,
     /// The share of answers whose helpfulness is told by the served version's reward model, once it has one.
@@ -74,6 +76,7 @@ impl Default for Config {
             learn_on_alarm: true,
             minimum_feedback: 200,
             recipe: "ppo".to_owned(),
+            rehearsal: 0.5,
             gate_prompts: 64,
             scored_share: 0.25,
             seed: 0,

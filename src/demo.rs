@@ -1,8 +1,9 @@
 //! `gyrostat demo`: the whole loop on a real model over real HTTP, with simulated users.
 //!
 //! The users' rule is known to the simulation alone: the program sees their thumbs. Part-way the users of one type change
-//! what they want; the demo succeeds if the alarm names that type, the gate promotes the candidate, and satisfaction of
-//! the type rises on prompts that nobody asked before.
+//! what they want, in further loops those of a second and a third; the demo succeeds if each alarm names that type, the
+//! gate promotes the candidate, satisfaction of the type rises on prompts that nobody asked before, and the types that
+//! were mended before stay mended.
 
 mod client;
 mod screen;
@@ -21,7 +22,7 @@ use crate::config::Config;
 
 use client::Client;
 use screen::Screen;
-use users::{Asked, CHANGING, KINDS, Users};
+use users::{Asked, KINDS, Kind, Users, Wish};
 
 /// What the demo is run with.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub struct Options {
     pub port: u16,
     /// The share of the users who get the candidate first.
     pub canary: f64,
+    /// How many types change, one after the other.
+    pub loops: usize,
 }
 
 /// Why the demo did not succeed.
@@ -51,12 +54,14 @@ pub enum Error {
     Io(#[from] std::io::Error),
     #[error("no alarm within {0} rounds after the change")]
     NoAlarm(usize),
-    #[error("the alarm named {found}, but it was {CHANGING} that changed")]
-    WrongAlarm { found: String },
+    #[error("the alarm named {found}, but it was {changed} that changed")]
+    WrongAlarm { found: String, changed: &'static str },
     #[error("the candidate was not promoted: {0}")]
     NotPromoted(String),
     #[error("satisfaction on fresh prompts did not rise: {before:.2} before, {after:.2} after")]
     NoBetter { before: f64, after: f64 },
+    #[error("{interaction} was mended, and is worse again: {after:.2} then, {now:.2} now")]
+    Forgotten { interaction: &'static str, after: f64, now: f64 },
     #[error("the update did not end within {} seconds", .0.as_secs())]
     TooSlow(Duration),
 }
@@ -88,7 +93,7 @@ fn config(options: &Options, data: &Path) -> Config {
     config.drift.false_alarm_days = 10.0;
     config.cycle.tick_ms = 300;
     config.cycle.minimum_feedback = JUDGED;
-    config.cycle.gate_prompts = 48;
+    config.cycle.gate_prompts = 72;
     config.cycle.seed = options.seed;
     config.canary.share = options.canary;
     config.canary.samples = 160;
@@ -101,7 +106,7 @@ fn config(options: &Options, data: &Path) -> Config {
     config.learn.reward.examples = 160;
     config.learn.reward.batch = 16;
     config.learn.ppo.depth = 0.5;
-    config.learn.ppo.iterations = 6;
+    config.learn.ppo.iterations = 8;
     config.learn.ppo.episodes = 24;
     config.learn.ppo.num_ppo_epochs = 2;
     config.learn.ppo.response_length = ANSWER;
@@ -131,6 +136,13 @@ pub async fn run(options: &Options) -> Result<(), Error> {
     outcome
 }
 
+/// One type's change and what became of it; satisfaction as a share of [`FRESH`] answers.
+struct Mended {
+    kind: &'static Kind,
+    before: f64,
+    after: f64,
+}
+
 async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error> {
     let client = Client::new(app.address, ANSWER);
     let mut users = Users::new(options.seed);
@@ -141,11 +153,28 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     screen.say(&format!(
         "Reference windows are {REFERENCE} readings here (1000 by default), so that the demo does not take a day."
     ));
+    let mut mended: Vec<Mended> = Vec::new();
+    for change in users::changing().take(options.loops) {
+        let found = turn(&client, &mut users, screen, (mended.len(), change)).await?;
+        mended.push(found);
+        still_mended(&client, screen, &mended).await?;
+    }
+    screen.title(&format!("done in {} s: drift found, learned from, proven and mended", screen.seconds()));
+    Ok(())
+}
 
+/// The loop once: traffic, a change, its alarm, feedback, the update, and what it was good for.
+async fn turn(
+    client: &Client,
+    users: &mut Users,
+    screen: &Screen,
+    (past, (kind, wish)): (usize, (&'static Kind, &Wish)),
+) -> Result<Mended, Error> {
+    let (changed, now) = (kind.interaction, past + 1);
     screen.title("1 · ordinary traffic: the baselines are learned");
     let mut bar = Screen::bar("traffic", (REFERENCE + TOGETHER) as u64);
     for _ in 0..(REFERENCE + TOGETHER).div_ceil(TOGETHER) {
-        client.serve(&users.rounds(TOGETHER), false).await?;
+        client.serve(&users.rounds(TOGETHER), past).await?;
         client.ask(&users.harmful()).await?;
         bar.inc(TOGETHER as u64);
     }
@@ -153,31 +182,29 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     settle().await;
     screen.scorecard(&client.alignment().await?);
 
-    screen.title(&format!("2 · from now on, users who ask for {CHANGING} want prose instead of lists"));
-    let before = client.satisfaction(&Users::fresh(FRESH)).await?;
+    screen.title(&format!("2 · from now on, users who ask for {changed} want {}", wish.told));
+    let before = share(client, kind, now).await?;
     screen.say(&format!(
-        "satisfaction with {CHANGING} on {FRESH} answers to fresh prompts: {before:.2} (measured aside)"
+        "satisfaction with {changed} on {FRESH} answers to fresh prompts: {before:.2} (measured aside)"
     ));
-    let alarm = until_alarm(&client, &mut users).await?;
+    let alarm = until_alarm(client, users, now).await?;
     screen.alarm(&alarm);
     screen.scorecard(&client.alignment().await?);
     let named = alarm["interaction"].as_str().unwrap_or("all traffic");
-    if named != CHANGING || alarm["signal"] != "satisfaction" {
-        return Err(Error::WrongAlarm { found: format!("{} of {named}", alarm["signal"]) });
+    if named != changed || alarm["signal"] != "satisfaction" {
+        return Err(Error::WrongAlarm { found: format!("{} of {named}", alarm["signal"]), changed });
     }
 
     screen.title("3 · feedback for the update");
     bar = Screen::bar("feedback", JUDGED as u64);
-    while client.updates().await?.is_empty() {
-        let mut asked: Vec<Asked> = (0..24).map(|_| users.changing()).collect();
-        asked.extend(users.rounds(2));
-        client.serve(&asked, true).await?;
+    while client.updates().await?.len() < now {
+        client.serve(&busy(users, kind), now).await?;
         bar.inc(26);
     }
     bar.finish_and_clear();
 
     screen.title("4 · the update: reward model, then PPO, then the gate; serving goes on");
-    let update = until_ended(&client, &mut users, screen).await?;
+    let update = until_ended(client, users, screen, (kind, now)).await?;
     if update["outcome"] != "promoted" {
         return Err(Error::NotPromoted(update_outcome(&update)));
     }
@@ -185,26 +212,56 @@ async fn tell(options: &Options, app: &App, screen: &Screen) -> Result<(), Error
     screen.swap(&update, &versions);
 
     screen.title("5 · the same fresh prompts, answered by the new version");
-    let after = client.satisfaction(&Users::fresh(FRESH)).await?;
-    screen.say(&format!("satisfaction with {CHANGING}: {before:.2} before, {after:.2} after"));
-    client.serve(&users.rounds(1), true).await?;
+    let after = share(client, kind, now).await?;
+    screen.say(&format!("satisfaction with {changed}: {before:.2} before, {after:.2} after"));
+    client.serve(&users.rounds(1), now).await?;
     if after <= before {
         return Err(Error::NoBetter { before, after });
     }
-    screen.title(&format!("done in {} s: drift found, learned from, proven and mended", screen.seconds()));
+    Ok(Mended { kind, before, after })
+}
+
+/// Whether the types that were mended before the last one are no worse than they were then, within a 95% interval.
+async fn still_mended(client: &Client, screen: &Screen, mended: &[Mended]) -> Result<(), Error> {
+    let Some((_, earlier)) = mended.split_last() else { return Ok(()) };
+    for Mended { kind, before, after } in earlier {
+        let now = share(client, kind, mended.len()).await?;
+        let interaction = kind.interaction;
+        screen.say(&format!(
+            "satisfaction with {interaction}, mended before: {before:.2} at its change, {after:.2} then, {now:.2} now"
+        ));
+        let variance = (after * (1.0 - after) + now * (1.0 - now)) / FRESH as f64;
+        if now + 1.96 * variance.sqrt() < *after {
+            return Err(Error::Forgotten { interaction, after: *after, now });
+        }
+    }
     Ok(())
 }
 
-/// Traffic goes on until an alarm about satisfaction or helpfulness of one type.
-async fn until_alarm(client: &Client, users: &mut Users) -> Result<Value, Error> {
+/// The share of answers to fresh prompts that satisfy after so many changes.
+async fn share(client: &Client, kind: &Kind, changes: usize) -> Result<f64, Error> {
+    Ok(client.satisfied(&Users::fresh(kind, FRESH), changes).await? as f64 / FRESH as f64)
+}
+
+/// Traffic that is mostly of one kind.
+fn busy(users: &mut Users, kind: &Kind) -> Vec<Asked> {
+    let mut asked: Vec<Asked> = (0..24).map(|_| users.one(kind)).collect();
+    asked.extend(users.rounds(2));
+    asked
+}
+
+/// Traffic goes on until a new alarm about one type.
+async fn until_alarm(client: &Client, users: &mut Users, changes: usize) -> Result<Value, Error> {
+    let seen = client.alarms().await?.len();
     let bar = Screen::bar("traffic", ROUNDS_TO_ALARM as u64);
     for _ in 0..ROUNDS_TO_ALARM / TOGETHER {
-        client.serve(&users.rounds(TOGETHER), true).await?;
+        client.serve(&users.rounds(TOGETHER), changes).await?;
         client.ask(&users.harmful()).await?;
         bar.inc(TOGETHER as u64);
         settle().await;
         let alarms = client.alarms().await?;
-        if let Some(alarm) = alarms.iter().rev().find(|alarm| alarm["interaction"].is_string()) {
+        let new = alarms.iter().rev().skip(seen).find(|alarm| alarm["interaction"].is_string());
+        if let Some(alarm) = new {
             bar.finish_and_clear();
             return Ok(alarm.clone());
         }
@@ -213,7 +270,12 @@ async fn until_alarm(client: &Client, users: &mut Users) -> Result<Value, Error>
 }
 
 /// Watches the update while a little traffic goes on.
-async fn until_ended(client: &Client, users: &mut Users, screen: &Screen) -> Result<Value, Error> {
+async fn until_ended(
+    client: &Client,
+    users: &mut Users,
+    screen: &Screen,
+    (kind, changes): (&Kind, usize),
+) -> Result<Value, Error> {
     let bar = Screen::bar("update", 100);
     let since = Instant::now();
     let mut shown = Value::Null;
@@ -229,15 +291,14 @@ async fn until_ended(client: &Client, users: &mut Users, screen: &Screen) -> Res
             return Ok(update);
         }
         if update["stage"] == "canary" {
-            let mut asked: Vec<Asked> = (0..24).map(|_| users.changing()).collect();
-            asked.extend(users.rounds(2));
-            client.serve(&asked, true).await?;
+            let asked = busy(users, kind);
+            client.serve(&asked, changes).await?;
             served += asked.len() as u64;
             continue;
         }
         if served < since.elapsed().as_secs() / 10 {
             let round = users.rounds(1);
-            client.serve(&round[1..2], true).await?;
+            client.serve(&round[1..2], changes).await?;
             served += 1;
         }
         tokio::time::sleep(Duration::from_millis(250)).await;

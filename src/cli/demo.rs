@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// The share of the users on whom the candidate is tried after the gate; 0 promotes it at once.
     #[arg(long, default_value_t = 0.0)]
     canary: f64,
+    /// How many types of interaction change, one after the other: each is an alarm, an update and a promotion.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    loops: u8,
     /// Model to serve instead of the default one.
     #[arg(long)]
     model: Option<PathBuf>,
@@ -31,7 +34,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         None => model::fetched()?,
     };
     let (seed, data, port, canary) = (args.seed, args.data.clone(), args.port, args.canary);
-    let options = demo::Options { seed, model, data, port, canary };
+    let options = demo::Options { seed, model, data, port, canary, loops: args.loops.into() };
     serve::runtime()?.block_on(demo::run(&options))?;
     Ok(())
 }

@@ -91,26 +91,6 @@ impl From<Judge> for String {
     }
 }
 
-impl Config {
-    /// Names the first key whose value cannot work.
-    ///
-    /// # Errors
-    /// The key and what is wrong with it, in words.
-    pub fn check(&self) -> Result<(), String> {
-        for (key, seconds) in
-            [("every_seconds", self.every_seconds), ("timeout_seconds", self.timeout_seconds)]
-        {
-            if !(seconds > 0.0 && seconds <= 1e6) {
-                return Err(format!("{key} must be a number of seconds above 0"));
-            }
-        }
-        if self.max_tokens == 0 {
-            return Err("max_tokens must be at least 1".to_owned());
-        }
-        Ok(())
-    }
-}
-
 /// The built-in constitution.
 pub const CONSTITUTION: &str = include_str!("../../config/constitution.md");
 
@@ -180,7 +160,7 @@ pub fn letter(answer: &str) -> Option<Letter> {
     let mut named = words.iter().enumerate().filter_map(|(at, word)| {
         let letter = match word.trim_matches(|c: char| !c.is_alphanumeric()) {
             "A" if word.len() > 1 || is_named(&words, at) => Letter::A,
-            "B" if word.len() > 1 || is_named(&words, at) => Letter::B,
+            "B" => Letter::B,
             "a" if words.len() == 1 => Letter::A,
             "b" if words.len() == 1 => Letter::B,
             "tie" | "Tie" | "TIE" | "neither" | "Neither" | "equal" | "Equal" => Letter::Neither,
@@ -192,8 +172,8 @@ pub fn letter(answer: &str) -> Option<Letter> {
     named.all(|other| other == first).then_some(first)
 }
 
-/// Whether a bare letter stands for an answer and is not an article: it is the whole, comes after what names answers, or
-/// is said to be something.
+/// Whether a bare A stands for an answer and is no article: it is the whole, comes after what names answers, or before what
+/// names no thing.
 fn is_named(words: &[&str], at: usize) -> bool {
     let before = at.checked_sub(1).and_then(|before| words.get(before));
     let after = words.get(at + 1);
@@ -201,7 +181,7 @@ fn is_named(words: &[&str], at: usize) -> bool {
         let word = word.trim_matches(|c: char| !c.is_alphanumeric()).to_ascii_lowercase();
         matches!(word.as_str(), "answer" | "response" | "option" | "verdict" | "choose" | "prefer" | "is")
     };
-    let holds = |word: &&str| matches!(*word, "is" | "because" | "was" | "wins" | "does");
+    let holds = |word: &&str| matches!(*word, "is" | "because" | "was" | "wins" | "does" | "or" | "and");
     after.is_none() || before.is_some_and(names) || after.is_some_and(holds)
 }
 

@@ -21,6 +21,8 @@ pub struct DataReport {
     pub labels: usize,
     pub demonstrations: usize,
     pub prompts: usize,
+    /// Answers of earlier versions that are learned from again.
+    pub rehearsed: usize,
     /// Prompts by what they are for: `train`, `validation`, `gate`. What is not for training no update trains on.
     pub splits: BTreeMap<String, usize>,
     /// Judgements that do not count, by the reason.

@@ -1,9 +1,9 @@
 //! One update, on a thread of its own: data set, reward model, policy, scores. It only ever reads what is served.
 
 mod held_back;
+mod judgements;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::PathBuf,
     sync::{
@@ -15,7 +15,7 @@ use std::{
 
 use tracing::error;
 
-use crate::completion::{Completion, Feedback, Outcome, Prompt, Timestamp, Update, UpdateState, Version};
+use crate::completion::{Outcome, Prompt, Timestamp, Update, UpdateState, Version};
 use crate::learn::{
     self, Dataset, Measures, Method, Online, Practice, RewardModel, Scores, Sequence, Watch,
     dataset::Split,
@@ -25,7 +25,6 @@ use crate::learn::{
 };
 use crate::policy::{Adapter, Engine};
 use crate::registry::Origin;
-use crate::signals;
 
 use super::{Error, Parts, handle::Shared, scoring};
 
@@ -196,53 +195,6 @@ impl Run {
         Ok(Learned { base, policy, reward, incumbent, candidate })
     }
 
-    /// What can be learned from: judged answers of the served version, of the alarming types since the change.
-    fn dataset(&mut self) -> Result<Dataset, Stopped> {
-        let since = self.change_at()?;
-        let interactions = self.update.interactions.clone();
-        let version = self.update.base;
-        let mut records: Vec<(Completion, Vec<Feedback>)> = Vec::new();
-        let mut left_out = BTreeMap::new();
-        for record in self.parts.store.judged(..) {
-            let (completion, feedback) = record.map_err(Error::from)?;
-            let outdated = interactions.contains(&completion.interaction) && completion.at < since;
-            if completion.version == version && !outdated {
-                records.extend((!feedback.is_empty()).then_some((completion, feedback)));
-            } else if !feedback.is_empty() {
-                let why = if outdated { "from before the change" } else { "about other versions" };
-                *left_out.entry(why.to_owned()).or_default() += feedback.len();
-            }
-        }
-        let mut dataset = Dataset::build(records, &self.parts.learn.dataset, &signals::satisfaction);
-        dataset.report.left_out.extend(left_out);
-        self.shared.revise(|update| update.data = Some(dataset.report.clone()));
-        let (usable, needed) = (dataset.judged(), self.parts.config.minimum_feedback.min(self.needed()));
-        if usable < needed {
-            return Err(Stopped::TooFew { usable, needed });
-        }
-        let least = self.parts.learn.dataset.minimum_raters;
-        if dataset.report.raters < least {
-            return Err(Stopped::TooFewRaters { raters: dataset.report.raters, needed: least });
-        }
-        self.update.feedback.clone_from(&dataset.feedback);
-        Ok(dataset)
-    }
-
-    /// An update by hand is taken at its word, as long as there is anything to learn from.
-    fn needed(&self) -> usize {
-        match self.update.trigger {
-            crate::completion::Trigger::Hand => 1,
-            crate::completion::Trigger::Alarm { .. } => usize::MAX,
-        }
-    }
-
-    fn change_at(&self) -> Result<Timestamp, Error> {
-        let crate::completion::Trigger::Alarm { alarm } = self.update.trigger else {
-            return Ok(Timestamp(0));
-        };
-        Ok(self.parts.store.alarm(alarm)?.map_or(Timestamp(0), |alarm| alarm.change_at))
-    }
-
     /// The reward model of the served version, taught what is new; kept as it was if that made it worse.
     fn reward(&self, dataset: &Dataset, watch: &Watch<'_>) -> Result<RewardModel, Stopped> {
         let model = self.engine.model();
@@ -356,7 +308,11 @@ impl Run {
                 let comparisons = dataset.comparisons.iter().filter(|pair| pair.split == Split::Train);
                 let mut pairs = Vec::new();
                 for pair in comparisons {
-                    pairs.push((encode(&pair.prompt, &pair.chosen)?, encode(&pair.prompt, &pair.rejected)?));
+                    pairs.push(preference::Pair {
+                        chosen: encode(&pair.prompt, &pair.chosen)?,
+                        rejected: encode(&pair.prompt, &pair.rejected)?,
+                        weight: pair.weight,
+                    });
                 }
                 preference::dpo(model, start, &pairs, (&config, seed), watch)
             }

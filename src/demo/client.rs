@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Error,
-    users::{Asked, CHANGING, satisfies},
+    users::{Asked, satisfies},
 };
 
 /// Requests that are under way together.
@@ -25,12 +25,12 @@ impl Client {
         Self { http: reqwest::Client::new(), base: format!("http://{address}"), max_tokens }
     }
 
-    /// Asks everything, and sends each user's thumb.
-    pub(super) async fn serve(&self, asked: &[Asked], changed: bool) -> Result<(), Error> {
+    /// Asks everything, and sends each user's thumb after so many changes.
+    pub(super) async fn serve(&self, asked: &[Asked], changes: usize) -> Result<(), Error> {
         stream::iter(asked)
             .map(|asked| async move {
                 let (id, answer) = self.ask(asked).await?;
-                let thumb = asked.judge(&answer, changed);
+                let thumb = asked.judge(&answer, changes);
                 let body =
                     json!({ "kind": "thumbs", "value": thumb, "completion_id": id, "rater": asked.user });
                 self.post("/v1/feedback", &body).await.map(drop)
@@ -40,17 +40,17 @@ impl Client {
             .await
     }
 
-    /// The share of satisfying answers after the change, measured by the rule itself; no feedback is sent.
-    pub(super) async fn satisfaction(&self, asked: &[Asked]) -> Result<f64, Error> {
+    /// How many answers satisfy after so many changes, measured by the rule itself; no feedback is sent.
+    pub(super) async fn satisfied(&self, asked: &[Asked], changes: usize) -> Result<usize, Error> {
         let satisfied: Vec<bool> = stream::iter(asked)
             .map(|asked| async move {
                 let (_, answer) = self.ask(asked).await?;
-                Ok::<_, Error>(satisfies(CHANGING, &answer, true))
+                Ok::<_, Error>(satisfies(asked.interaction, &answer, changes))
             })
             .buffer_unordered(TOGETHER)
             .try_collect()
             .await?;
-        Ok(satisfied.iter().filter(|satisfied| **satisfied).count() as f64 / satisfied.len() as f64)
+        Ok(satisfied.into_iter().filter(|satisfied| *satisfied).count())
     }
 
     /// The id and the text of an answer.

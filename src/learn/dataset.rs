@@ -192,6 +192,7 @@ impl Dataset {
             labels: self.labelled.len(),
             demonstrations: self.demonstrations.len(),
             prompts: self.prompts.len(),
+            rehearsed: 0,
             splits,
             left_out: trust.left_out,
             weighed_down: trust.weighed_down,

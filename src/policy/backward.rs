@@ -2,13 +2,14 @@
 //!
 //! candle's autograd computes the gradient of both sides of a matrix product, also of a frozen weight, and keeps every
 //! intermediate of the graph. Here the base is frozen by construction: a linear's backward is `dx = dy W` and the two
-//! low-rank products, four flops per parameter and token in all.
+//! low-rank products.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::{
     attention::attend_backward,
     decoder::{Batch, Decoder},
+    linear::Linear,
     lora::{Adapter, Target},
     ops::{rms_norm_backward, swiglu_backward},
     rope::Angles,
@@ -108,7 +109,7 @@ impl Decoder {
     pub fn backward(&self, tape: &Tape, dz: &Tensor, gradient: &mut AdapterGradient) -> Result<()> {
         let Some((_, adapter)) = tape.batch.adapted.first() else { return Ok(()) };
         let angles = self.rope.angles(&tape.batch.positions());
-        let mut dy = rms_norm_backward(dz, &tape.last, &self.norm, self.epsilon())?;
+        let mut dy = rms_norm_backward(dz, &tape.last, &self.norm, self.epsilon(), None)?;
         for (at, kept) in tape.layers.iter().enumerate().rev() {
             let layer = tape.first_layer + at;
             // Nothing below the first adapted layer is trained, so its input needs no gradient.
@@ -144,14 +145,12 @@ impl LayerPass<'_> {
         let layer = &decoder.layers[self.layer];
         let epsilon = decoder.epsilon();
 
-        let dactivated = self.linear(dy, &kept.activated, Target::Down)?;
-        let (dgate, dup) = swiglu_backward(&dactivated, &kept.gate, &kept.up)?;
-        let dgate = self.linear(&dgate, &kept.mlp_normed, Target::Gate)?;
-        let dup = self.linear(&dup, &kept.mlp_normed, Target::Up)?;
-        let dmlp = rms_norm_backward(&(dgate + dup)?, &kept.middle, &layer.mlp_norm, epsilon)?;
-        let dmiddle = (dy + dmlp)?;
+        let dactivated = self.linears(&[Target::Down], dy, &kept.activated)?;
+        let dgate_up = swiglu_backward(&dactivated, &kept.gate, &kept.up)?;
+        let dmlp = self.linears(&[Target::Gate, Target::Up], &dgate_up, &kept.mlp_normed)?;
+        let dmiddle = rms_norm_backward(&dmlp, &kept.middle, &layer.mlp_norm, epsilon, Some(dy))?;
 
-        let dattention = self.linear(&dmiddle, &kept.attention, Target::Output)?;
+        let dattention = self.linears(&[Target::Output], &dmiddle, &kept.attention)?;
         let heads = decoder.architecture.attention();
         let (dq, dk, dv) = attend_backward(&dattention, (&kept.q, &kept.k, &kept.v), &batch.spans, heads)?;
         let mut dq = angles.rotate_backward(&dq)?;
@@ -160,32 +159,77 @@ impl LayerPass<'_> {
             dq = head_norm_backward(&dq, q, of_q, epsilon)?;
             dk = head_norm_backward(&dk, k, of_k, epsilon)?;
         }
-        let dq = self.linear(&dq, &kept.normed, Target::Query)?;
-        let dk = self.linear(&dk, &kept.normed, Target::Key)?;
-        let dv = self.linear(&dv, &kept.normed, Target::Value)?;
+        let dqkv = Tensor::cat(&[dq, dk, dv], 1)?;
+        let targets = [Target::Query, Target::Key, Target::Value];
+        self.pairs(&targets, &dqkv, &kept.normed)?;
         if !wants_input {
             return Ok(None);
         }
-        let dnormed = ((dq + dk)? + dv)?;
-        Ok(Some((dmiddle + rms_norm_backward(&dnormed, &kept.x, &layer.attention_norm, epsilon)?)?))
+        let dnormed = dqkv.matmul(&self.merged(&targets)?)?;
+        rms_norm_backward(&dnormed, &kept.x, &layer.attention_norm, epsilon, Some(&dmiddle)).map(Some)
     }
 
-    /// `dx = dy W + scale · (dy B) A`; the pair's own gradients are added on the way.
-    fn linear(&mut self, dy: &Tensor, x: &Tensor, target: Target) -> Result<Tensor> {
-        let weight = &self.decoder.layers[self.layer].linears[target as usize];
-        let dx = weight.backward(dy)?;
-        let at = self.adapter.index(self.layer, target);
-        let (Some(pair), Some(at)) = (self.adapter.pair(self.layer, target), at) else { return Ok(dx) };
-        let Some(middle) = &self.kept.low_rank[target as usize] else { return Ok(dx) };
-        let dmiddle = (dy.matmul(&pair.b)? * self.adapter.scale())?;
-        let db = dy.t()?.matmul(middle)?;
-        let da = dmiddle.t()?.matmul(x)?;
-        self.gradient.add(at, da, db)?;
-        dx + dmiddle.matmul(&pair.a)?
+    /// From the gradients of linears that read the same `x`, side by side, to that of `x`; their pairs' own are added on
+    /// the way.
+    fn linears(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.pairs(targets, dy, x)?;
+        dy.matmul(&self.merged(targets)?)
+    }
+
+    /// Adds the gradients of the linears' pairs: `dA = scale · (dy B)ᵀ x` and `dB = dyᵀ (scale · x Aᵀ)`.
+    fn pairs(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<()> {
+        let (mut dmiddles, mut dbs, mut column) = (Vec::new(), Vec::new(), 0);
+        for target in targets {
+            let (out, _) = self.decoder.architecture.linear(*target);
+            let dy = dy.narrow(1, column, out)?;
+            column += out;
+            let (Some(pair), Some(at)) =
+                (self.adapter.pair(self.layer, *target), self.adapter.index(self.layer, *target))
+            else {
+                continue;
+            };
+            let Some(middle) = &self.kept.low_rank[*target as usize] else { continue };
+            dmiddles.push(dy.matmul(&(&pair.b * self.adapter.scale())?)?);
+            dbs.push((at, dy.t()?.matmul(middle)?));
+        }
+        if dmiddles.is_empty() {
+            return Ok(());
+        }
+        // The input is read once for all of them.
+        let das = Tensor::cat(&dmiddles, 1)?.t()?.matmul(x)?;
+        let rank = self.adapter.rank;
+        for (nth, (at, db)) in dbs.into_iter().enumerate() {
+            self.gradient.add(at, das.narrow(0, nth * rank, rank)?, db)?;
+        }
+        Ok(())
+    }
+
+    /// The linears' weights one below the other, the adapter's update in them: `W + scale · B A`, `[Σ out, in]`.
+    ///
+    /// They are unpacked anyway, and with the update in them it costs nothing for each row of the batch.
+    fn merged(&self, targets: &[Target]) -> Result<Tensor> {
+        let sizes = targets.iter().map(|target| self.decoder.architecture.linear(*target));
+        let (out, input) = sizes.fold((0, 0), |(rows, _), (out, input)| (rows + out, input));
+        let mut merged = vec![0f32; out * input];
+        let mut rest = &mut merged[..];
+        for target in targets {
+            let weight = self.weight(*target);
+            let (rows, below) = rest.split_at_mut(weight.dims().iter().product());
+            rest = below;
+            weight.unpack(rows)?;
+            if let Some(pair) = self.adapter.pair(self.layer, *target) {
+                pair.add_to(rows, self.adapter.scale() as f32)?;
+            }
+        }
+        Tensor::from_vec(merged, (out, input), &Device::Cpu)
+    }
+
+    fn weight(&self, target: Target) -> &Linear {
+        &self.decoder.layers[self.layer].linears[target as usize]
     }
 }
 
 fn head_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
     let heads = ((), weight.dim(0)?);
-    rms_norm_backward(&dy.reshape(heads)?, &x.reshape(heads)?, weight, epsilon)?.reshape(dy.shape())
+    rms_norm_backward(&dy.reshape(heads)?, &x.reshape(heads)?, weight, epsilon, None)?.reshape(dy.shape())
 }

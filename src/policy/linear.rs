@@ -7,7 +7,10 @@ use candle_core::{
     quantized::{GgmlDType, QTensor},
 };
 
-use super::packed::{Bits, Packed};
+use super::{
+    ops::read,
+    packed::{Bits, Packed},
+};
 
 /// `[out, in]`, frozen; cheap to clone.
 #[derive(Debug, Clone)]
@@ -46,6 +49,17 @@ impl Linear {
         match self {
             Self::Dense(tensor) => Ok(tensor.clone()),
             Self::Packed(packed) => Tensor::from_vec(packed.dense(), &packed.dims(), &Device::Cpu),
+        }
+    }
+
+    /// [`Linear::dense`] into a place of that size.
+    pub(crate) fn unpack(&self, dense: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Dense(tensor) => read(tensor, |weights| dense.copy_from_slice(weights)),
+            Self::Packed(packed) => {
+                packed.unpack(dense);
+                Ok(())
+            }
         }
     }
 

@@ -9,7 +9,11 @@ use candle_core::{DType, Device, Tensor, safetensors};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, architecture::Architecture};
+use super::{
+    Error,
+    architecture::Architecture,
+    ops::{add_scaled, for_each_row, read},
+};
 
 /// The linears of one layer, in the order in which a token passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,27 @@ impl Target {
 pub struct Pair {
     pub a: Tensor,
     pub b: Tensor,
+}
+
+impl Pair {
+    /// Adds `scale · B A` to a weight of `[out, in]`.
+    pub(crate) fn add_to(&self, weight: &mut [f32], scale: f32) -> candle_core::Result<()> {
+        let (rank, input) = self.a.dims2()?;
+        read(&self.a, |a| {
+            read(&self.b, |b| {
+                for_each_row(
+                    weight,
+                    input,
+                    #[inline(always)]
+                    |row, weight| {
+                        for (b, a) in b[row * rank..(row + 1) * rank].iter().zip(a.chunks_exact(input)) {
+                            add_scaled(weight, scale * b, a);
+                        }
+                    },
+                );
+            })
+        })?
+    }
 }
 
 /// LoRA pairs for all linears of the layers from `first_layer` on; a reward adapter has a scalar head besides.

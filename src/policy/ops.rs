@@ -109,32 +109,47 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tens
     })??
 }
 
-/// The gradient of [`rms_norm`] with respect to `x`; the weight is frozen.
-pub(crate) fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+/// The gradient of [`rms_norm`] with respect to `x`, added to `onto`; the weight is frozen.
+pub(crate) fn rms_norm_backward(
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    epsilon: f32,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
     let hidden = x.dim(1)?;
-    read(dy, |dy_data| {
-        read(x, |x_data| {
-            read(weight, |weight| {
-                by_rows(
-                    x,
-                    hidden,
-                    #[inline(always)]
-                    |row, out| {
-                        let x = &x_data[row * hidden..(row + 1) * hidden];
-                        let dy = &dy_data[row * hidden..(row + 1) * hidden];
-                        let scale = inverse_rms(x, epsilon);
-                        for ((out, dy), weight) in out.iter_mut().zip(dy).zip(weight) {
-                            *out = dy * weight;
-                        }
-                        let shrink = dot(out, x) * scale * scale / hidden as f32;
-                        for (out, x) in out.iter_mut().zip(x) {
-                            *out = scale * (*out - x * shrink);
-                        }
-                    },
-                )
+    let backward = |onto: Option<&[f32]>| {
+        read(dy, |dy_data| {
+            read(x, |x_data| {
+                read(weight, |weight| {
+                    by_rows(
+                        x,
+                        hidden,
+                        #[inline(always)]
+                        |row, out| {
+                            let at = row * hidden..(row + 1) * hidden;
+                            let (x, dy) = (&x_data[at.clone()], &dy_data[at.clone()]);
+                            let scale = inverse_rms(x, epsilon);
+                            for ((out, dy), weight) in out.iter_mut().zip(dy).zip(weight) {
+                                *out = dy * weight;
+                            }
+                            let shrink = dot(out, x) * scale * scale / hidden as f32;
+                            for (out, x) in out.iter_mut().zip(x) {
+                                *out = scale * (*out - x * shrink);
+                            }
+                            if let Some(onto) = onto {
+                                add_scaled(out, 1.0, &onto[at]);
+                            }
+                        },
+                    )
+                })
             })
         })
-    })???
+    };
+    match onto {
+        Some(onto) => read(onto, |onto| backward(Some(onto)))?,
+        None => backward(None),
+    }???
 }
 
 #[inline(always)]
@@ -162,47 +177,24 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     })??
 }
 
-/// The gradients of [`swiglu`] with respect to `gate` and `up`.
-pub(crate) fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
-    let dgate = by_swiglu_inputs(
-        dy,
-        gate,
-        up,
-        #[inline(always)]
-        |dy, gate, up| {
-            let s = sigmoid(gate);
-            dy * up * s * (1.0 + gate * (1.0 - s))
-        },
-    )?;
-    let dup = by_swiglu_inputs(
-        dy,
-        gate,
-        up,
-        #[inline(always)]
-        |dy, gate, _| dy * gate * sigmoid(gate),
-    )?;
-    Ok((dgate, dup))
-}
-
-fn by_swiglu_inputs(
-    dy: &Tensor,
-    gate: &Tensor,
-    up: &Tensor,
-    of: impl Fn(f32, f32, f32) -> f32 + Sync,
-) -> Result<Tensor> {
+/// The gradients of [`swiglu`] with respect to `gate` and `up`, side by side: `[rows, 2 · intermediate]`.
+pub(crate) fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let columns = gate.dim(1)?;
     read(dy, |dy_data| {
         read(gate, |gate_data| {
             read(up, |up_data| {
                 by_rows(
                     gate,
-                    columns,
+                    2 * columns,
                     #[inline(always)]
                     |row, out| {
                         let at = row * columns..(row + 1) * columns;
                         let inputs = dy_data[at.clone()].iter().zip(&gate_data[at.clone()]).zip(&up_data[at]);
-                        for (out, ((dy, gate), up)) in out.iter_mut().zip(inputs) {
-                            *out = of(*dy, *gate, *up);
+                        let (dgates, dups) = out.split_at_mut(columns);
+                        for ((dgate, dup), ((dy, gate), up)) in dgates.iter_mut().zip(dups).zip(inputs) {
+                            let s = sigmoid(*gate);
+                            *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+                            *dup = dy * gate * s;
                         }
                     },
                 )
@@ -285,7 +277,10 @@ mod tests {
     #[test]
     fn rms_norm_has_its_gradient() {
         let (x, weight, c) = (matrix(3, 40, 1), matrix(1, 40, 2).squeeze(0).unwrap(), matrix(3, 40, 3));
-        let dx = rms_norm_backward(&c, &x, &weight, 1e-5).unwrap();
+        let dx = rms_norm_backward(&c, &x, &weight, 1e-5, None).unwrap();
+        let onto = rms_norm_backward(&c, &x, &weight, 1e-5, Some(&c)).unwrap();
+        let difference = ((onto - &c).unwrap() - &dx).unwrap().abs().unwrap().sum_all().unwrap();
+        assert!(difference.to_scalar::<f32>().unwrap() < 1e-4);
         check_gradient(&x, &dx, |x| weighted_sum(&rms_norm(x, &weight, 1e-5).unwrap(), &c));
     }
 
@@ -300,7 +295,9 @@ mod tests {
     #[test]
     fn swiglu_has_its_gradients() {
         let (gate, up, c) = (matrix(2, 24, 6), matrix(2, 24, 7), matrix(2, 24, 8));
-        let (dgate, dup) = swiglu_backward(&c, &gate, &up).unwrap();
+        let both = swiglu_backward(&c, &gate, &up).unwrap();
+        let half = |from| both.narrow(1, from, 24).unwrap();
+        let (dgate, dup) = (half(0), half(24));
         check_gradient(&gate, &dgate, |gate| weighted_sum(&swiglu(gate, &up).unwrap(), &c));
         check_gradient(&up, &dup, |up| weighted_sum(&swiglu(&gate, up).unwrap(), &c));
     }

@@ -113,6 +113,12 @@ impl Packed {
     /// `[out, in]` in f32.
     pub(crate) fn dense(&self) -> Vec<f32> {
         let mut dense = vec![0f32; self.out * self.input];
+        self.unpack(&mut dense);
+        dense
+    }
+
+    /// [`Packed::dense`] into a place of that size.
+    pub(crate) fn unpack(&self, dense: &mut [f32]) {
         let arch = Arch::new();
         let strips = self.vectors.par_chunks_exact(self.strip());
         dense.par_chunks_mut(STRIP * self.input).zip(strips).for_each_init(
@@ -129,7 +135,6 @@ impl Packed {
                 }
             },
         );
-        dense
     }
 
     /// The same matrix with its rows in another order: row `i` becomes what `from(i)` was.

@@ -42,21 +42,16 @@ impl Running {
         self.post(&format!("/v1/comparisons/{}", id.as_str().unwrap()), &body).await
     }
 
-    /// Compares every recorded pair as `better` has it, of the answers that are shown; how many there were.
-    async fn compare_all(&self, rater: &str, better: impl Fn(&str, &str) -> bool) -> usize {
-        let mut compared = 0;
-        while self.next_for(rater).await.0 == 200 {
-            let pair = self.next_for(rater).await.1;
+    /// Compares so many pairs as `better` has it, of the answers that are shown.
+    async fn compare(&self, pairs: usize, rater: &str, better: impl Fn(&str, &str) -> bool) {
+        for _ in 0..pairs {
+            let (status, pair) = self.next_for(rater).await;
+            assert_eq!(status, 200, "{pair}");
             let text = |side: &str| pair[side].as_str().unwrap().to_owned();
             let choice = if better(&text("a"), &text("b")) { "a" } else { "b" };
             let (status, body) = self.choose(&pair["id"], json!({ "choice": choice, "rater": rater })).await;
             assert_eq!(status, 201, "{body}");
-            compared += 1;
-            if compared == 12 {
-                break;
-            }
         }
-        compared
     }
 
     fn preferences(&self) -> Vec<Feedback> {
@@ -171,7 +166,8 @@ async fn a_fault_names_its_field() {
         let (status, answer) = running.choose(id, json!({ "choice": "a" })).await;
         assert_eq!((status, &answer["error"]["param"]), (404, &json!("id")), "{answer}");
     }
-    for (query, field) in [("rater=", "rater"), ("colour=red", "colour"), ("rater=%FF", "rater")] {
+    let long = format!("rater={}", "x".repeat(300));
+    for (query, field) in [("rater=", "rater"), ("colour=red", "colour"), (&long, "rater")] {
         let answer = running.client.get(running.url(&format!("{NEXT}?{query}"))).send().await.unwrap();
         assert_eq!(answer.status(), 400, "{query}");
         let body: Value = answer.json().await.unwrap();
@@ -214,12 +210,15 @@ fn shown(seen: &Seen) -> [String; 2] {
     })
 }
 
-fn judged_by(stub: &Stub) -> impl FnOnce(&mut Config) + use<> {
+/// A sidecar over the same data, whose judge is the stub and compares so many pairs.
+async fn judged_by(stub: &Stub, pairs: usize, running: Running) -> Running {
     let url = stub.url();
-    move |config: &mut Config| {
+    let changed = running.restart_with(move |config| {
         config.ai_feedback.judge = Judge::Service(url);
+        config.ai_feedback.per_update = pairs;
         config.ai_feedback.every_seconds = 0.01;
-    }
+    });
+    changed.await
 }
 
 fn shorter(a: &str, b: &str) -> bool {
@@ -238,10 +237,11 @@ async fn judge_that_prefers_the_shorter() -> Stub {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_judge_who_always_says_a_teaches_nothing() {
     let stub = upstream(|_| async { json_answer(200, &said("j", "A")) }).await;
-    let running = start_with(judged_by(&stub)).await;
+    let running = start().await;
     running.twice(4).await;
+    let running = judged_by(&stub, 4, running).await;
     running.until(&["tie_by_order"], 4).await;
-    assert_eq!(stub.seen().len() % 2, 0, "each pair is asked twice");
+    assert_eq!(stub.seen().len(), 8, "each pair is asked twice");
     assert_eq!((running.asked("preferred").await, running.asked("failed").await), (0, 0));
     assert!(running.preferences().is_empty());
     assert!(running.trust().weights.is_empty());
@@ -250,37 +250,42 @@ async fn a_judge_who_always_says_a_teaches_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_judge_counts_as_far_as_people_agree() {
     let stub = judge_that_prefers_the_shorter().await;
-    let running = start_with(judged_by(&stub)).await;
-    running.twice(8).await;
-    running.until(&["preferred"], 8).await;
-    let first = running.preferences();
-    assert!(first.iter().all(|said| said.source == Source::Ai && said.rater.as_deref() == Some("ai:base")));
-    for said in &first {
+    let running = start().await;
+    for seed in 20..28 {
+        running.judged("chat", seed, "up").await;
+    }
+    running.twice(6).await;
+    let running = judged_by(&stub, 6, running).await;
+    running.until(&["preferred"], 6).await;
+    let said = running.preferences().into_iter().filter(|said| said.source == Source::Ai);
+    for said in said {
+        assert_eq!(said.rater.as_deref(), Some("ai:base"));
         let Judgement::TextComparison { chosen, rejected, .. } = &said.judgement else { panic!("{said:?}") };
         assert!(shorter(chosen, rejected), "{chosen:?} over {rejected:?}");
     }
-    let before = running.trust().judges[0].clone();
-    assert_eq!((before.shared, before.weight), (0, 0.25), "nobody has compared the same yet");
-    assert!(running.compare_all("ann", shorter).await >= 8);
-    let agreed = running.trust();
-    assert_eq!(agreed.judges[0].agreement, Some(1.0));
-    assert!(agreed.judges[0].weight > 0.7, "{:?}", agreed.judges);
-    assert_eq!(agreed.raters, 1, "a judge is no person");
+    let before = running.trust();
+    assert_eq!((before.judges[0].judgements, before.judges[0].shared), (6, 0));
+    assert_eq!(before.judges[0].weight, 0.25, "nobody has compared the same yet");
+    running.compare(6, "ann", shorter).await;
+    let after = running.trust();
+    assert_eq!((after.judges[0].shared, after.judges[0].agreement), (6, Some(1.0)));
+    assert!(after.judges[0].weight > 0.3, "{:?}", after.judges);
+    assert_eq!((before.raters, after.raters), (8, 9), "a judge is no person");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_judge_whom_people_contradict_counts_for_nothing() {
     let stub = judge_that_prefers_the_shorter().await;
-    let running = start_with(judged_by(&stub)).await;
+    let running = start().await;
     running.twice(6).await;
-    running.compare_all("ann", |a, b| !shorter(a, b)).await;
-    running.until(&["preferred"], 6).await;
-    let trust = running.trust();
-    assert!(trust.judges[0].shared >= 6, "what people compared is compared first: {:?}", trust.judges);
-    assert_eq!((trust.judges[0].agreement, trust.judges[0].weight), (Some(0.0), 0.0));
+    running.compare(6, "ann", |a, b| !shorter(a, b)).await;
+    let running = judged_by(&stub, 6, running).await;
     running.wait_metric("gyrostat_ai_shared_comparisons", 6).await;
+    let judge = running.trust().judges[0].clone();
+    assert_eq!((judge.agreement, judge.weight), (Some(0.0), 0.0));
     assert_eq!(running.metric("gyrostat_ai_agreement_ratio").await, 0);
     assert_eq!(running.metric("gyrostat_ai_weight_ratio").await, 0);
+    assert_eq!(running.metric(r#"gyrostat_feedback_total{kind="comparison",source="ai"}"#).await, 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -298,28 +303,32 @@ async fn a_judge_that_fails_is_an_outcome() {
         }
     })
     .await;
-    let running = start_with(judged_by(&stub)).await;
+    let running = start().await;
     running.twice(5).await;
+    let running = judged_by(&stub, 1, running).await;
     running.until(&["unreadable"], 1).await;
-    assert!(running.asked("failed").await >= 1);
+    assert_eq!(running.asked("failed").await, 2);
     assert!(running.preferences().is_empty());
     assert!(!running.chat("chat", 3).await.1.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policy_judges_behind_clients() {
-    let rules = tempfile::NamedTempFile::new().unwrap();
-    // The tiny model has a context of 512 bytes.
-    std::fs::write(&rules, "Be brief.").unwrap();
-    let running = start_with(|config| {
-        config.ai_feedback.judge = Judge::Policy;
-        config.ai_feedback.constitution = Some(rules.path().to_owned());
-        config.ai_feedback.every_seconds = 0.01;
-    })
-    .await;
+    let running = start().await;
     running.twice(3).await;
+    // The tiny model has a context of 512 bytes.
+    let rules = running.dir.path().join("rules.md");
+    std::fs::write(&rules, "Be brief.").unwrap();
+    let policy = |config: &mut Config| {
+        config.ai_feedback.judge = Judge::Policy;
+        config.ai_feedback.constitution = Some(rules);
+        config.ai_feedback.per_update = 3;
+        config.ai_feedback.every_seconds = 0.01;
+    };
+    let running = running.restart_with(policy).await;
     running.until(&["preferred", "tie_by_order"], 3).await;
     assert_eq!((running.asked("failed").await, running.asked("unreadable").await), (0, 0));
-    assert_eq!(running.preferences().len() as u64, running.asked("preferred").await);
-    assert!(running.preferences().iter().all(|said| said.rater.as_deref().unwrap().ends_with("/v0")));
+    let said = running.preferences();
+    assert_eq!(said.len() as u64, running.asked("preferred").await);
+    assert!(said.iter().all(|said| said.rater.as_deref().unwrap().ends_with("/v0")));
 }

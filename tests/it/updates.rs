@@ -170,3 +170,23 @@ async fn an_update_by_hand_learns_and_meets_the_gate() {
     assert!(ended["feedback"].as_array().unwrap().len() >= 55, "{ended}");
     assert_eq!(running.get("/v1/versions").await["active"], 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_learns_again_from_a_share_of_what_was_said_of_earlier_versions() {
+    let running = start().await;
+    for seed in 0..40 {
+        running.judged("advice", seed, if seed % 3 == 0 { "down" } else { "up" }).await;
+    }
+    let version = stage(&running, 5);
+    assert_eq!(promote(&running, version).await, 200);
+    for seed in 100..120 {
+        running.judged("advice", seed, if seed % 3 == 0 { "down" } else { "up" }).await;
+    }
+    let (_, update) = running.post("/v1/updates", &json!({ "recipe": "kto" })).await;
+    let path = format!("/v1/updates/{}", update["id"].as_str().unwrap());
+    let ended = running.wait(&path, |body| (body["state"] == "ended").then(|| body.clone())).await;
+    let data = &ended["data"];
+    assert_eq!(data["rehearsed"], 10, "{ended}");
+    assert_eq!(data["left_out"]["about other versions"], 30, "{ended}");
+    assert_eq!(data["found"], 30, "{ended}");
+}
