@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs, time::Duration};
 
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry as Prometheus};
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use crate::comparisons::{
     self, Judge, Pair, Side,
@@ -279,7 +279,7 @@ impl Judging {
         let (outcome, _) = self.judge.compare(&pair).await;
         self.metrics.comparisons.with_label_values(&[outcome.as_str()]).inc();
         asking.answered += usize::from(outcome != Outcome::Failed);
-        info!(rater, outcome = outcome.as_str(), "a judge model compared two answers");
+        debug!(rater, outcome = outcome.as_str(), "a judge model compared two answers");
         if let Outcome::Preferred(better) = outcome {
             let mut said = http::comparisons::said(&pair, better, &self.state);
             (said.rater, said.source) = (Some(rater.clone()), Source::Ai);
