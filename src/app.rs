@@ -1,6 +1,7 @@
 //! The composition root: opens the store, starts engine and loop, builds the router, drains on the way out.
 
 mod behind;
+mod judging;
 mod probing;
 mod replay;
 mod webhook;
@@ -27,6 +28,8 @@ use crate::signals::{self, Classifier, Interactions};
 use crate::store::{self, Store};
 use crate::upstream::{self, Upstream};
 
+pub use judging::JudgeModel;
+use judging::Judging;
 use probing::{Asked, Probing};
 pub use replay::Replay;
 use webhook::Webhook;
@@ -56,6 +59,8 @@ pub enum Error {
     NotEmpty(std::path::PathBuf),
     #[error("probes: {0}")]
     Probes(String),
+    #[error("ai_feedback.{0}")]
+    AiFeedback(String),
     #[error("cycle.webhook: {0}")]
     Webhook(String),
     #[error("http.bind: without keys ([http] keys) only a loopback address may be served, not {0}")]
@@ -108,7 +113,8 @@ impl App {
         let header_time = checked(&config.http)?;
         set_threads(config.policy.threads);
         let metrics = Prometheus::new();
-        let upstream = Upstream::new(&config.upstream, upstream::Metrics::register(&metrics)?)?;
+        let pushed = upstream::Metrics::register(&metrics)?;
+        let upstream = Upstream::new(&config.upstream, pushed.clone())?;
         let model = local_model(&config.policy.model, upstream.is_some())?;
         let store = Store::open(&config.store)?;
         let registry = Arc::new(open_versions(&config, model.as_deref())?);
@@ -116,7 +122,8 @@ impl App {
         let start_engine =
             |model| Engine::start(model, &config.policy, registry.served(), engine_metrics.clone());
         let engine = model.map(start_engine).transpose()?;
-        let (webhook, probes) = (config.cycle.webhook.clone(), config.probes);
+        let (webhook, probes, seed) = (config.cycle.webhook.clone(), config.probes, config.cycle.seed);
+        let judged = (config.ai_feedback, config.learn.dataset.clone());
         let interactions = Arc::new(Interactions::new(&config.signals, classifier(&config.signals)?)?);
         let (cycle, handle) = Cycle::new(cycle::Parts {
             store: Arc::clone(&store),
@@ -145,7 +152,6 @@ impl App {
             (None, Some(engine)) => http::Backend::Embedded(engine),
             (None, None) => return Err(Error::NoModel),
         };
-        let life = Arc::new(http::Life::default());
         let state = http::State {
             backend,
             store,
@@ -156,19 +162,21 @@ impl App {
             prometheus: metrics,
             config: Arc::new(config.http),
             clock: now,
-            life: Arc::clone(&life),
+            life: Arc::default(),
+            comparisons: Arc::new(http::Comparisons::new(seed)),
         };
-        let tasks = background(&state, &config.upstream, webhook.as_deref(), &probes)?;
+        let mut tasks = background(&state, &config.upstream, webhook.as_deref(), &probes)?;
+        tasks.extend(Judging::new(&state, judged, &pushed)?.map(|it| tokio::spawn(it.follow())));
         let (stop, stopped) = oneshot::channel::<()>();
-        let router = http::router(state.clone());
         // A dropped sender stops the server just like a sent word.
         let graceful = async { drop(stopped.await) };
+        let router = http::router(state.clone());
         let server = tokio::spawn(http::serve::serve(listener, router, header_time, graceful));
         let cycle = cycle.start()?;
         if let http::Backend::Embedded(engine) = &state.backend {
             warm_up(engine).await;
         }
-        life.warmed();
+        state.life.warmed();
         info!(%address, model = state.backend.model_name(), "ready");
         Ok(Self { address, state, stop: Some(stop), server, cycle, tasks })
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub use record::{
     Alarm, Cause, Direction, DriftState, Outcome, ScorecardRow, Share, Trigger, Update, UpdateState,
 };
-pub use story::{ArmReadings, CanaryCourse, Check, Compared, DataReport, Proof, RaterNote};
+pub use story::{ArmReadings, CanaryCourse, Check, Compared, DataReport, JudgeNote, Proof, RaterNote};
 
 /// Milliseconds since the Unix epoch. The core never reads a clock: `now` is an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -351,7 +351,7 @@ pub enum Judgement {
         chosen: CompletionId,
         rejected: CompletionId,
     },
-    /// Two answers that were not logged here.
+    /// Two answers that were not both logged here.
     TextComparison {
         prompt: Prompt,
         chosen: String,
@@ -388,7 +388,8 @@ impl Judgement {
 pub struct Feedback {
     pub id: FeedbackId,
     pub at: Timestamp,
-    /// The answer that was judged; for comparisons the chosen one; `None` for comparisons of texts.
+    /// The answer that was judged; for comparisons the chosen one; for comparisons of texts one of the two, if it was
+    /// logged.
     pub completion: Option<CompletionId>,
     pub judgement: Judgement,
     pub rater: Option<String>,

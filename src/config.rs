@@ -11,6 +11,7 @@ use figment::{
 use serde::{Deserialize, Serialize};
 
 use crate::canary;
+use crate::comparisons;
 use crate::cycle;
 use crate::drift;
 use crate::gate;
@@ -37,6 +38,7 @@ pub struct Config {
     pub canary: canary::Config,
     pub cycle: cycle::Config,
     pub probes: signals::Probes,
+    pub ai_feedback: comparisons::Config,
 }
 
 /// How the log is written (`[log]`). What is shown is `RUST_LOG`'s to say.

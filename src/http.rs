@@ -2,6 +2,7 @@
 
 mod access;
 mod answer;
+pub mod comparisons;
 mod error;
 mod feedback;
 mod fields;
@@ -52,6 +53,7 @@ use crate::signals::Interactions;
 use crate::store::Store;
 
 use access::Line;
+pub use comparisons::Comparisons;
 use error::ApiError;
 pub use logged::{Logged, logged};
 pub use metrics::Metrics;
@@ -162,6 +164,7 @@ pub struct State {
     pub config: Arc<Config>,
     pub clock: fn() -> Timestamp,
     pub life: Arc<Life>,
+    pub comparisons: Arc<Comparisons>,
 }
 
 /// One route, for the router and for `/openapi.json` alike.
@@ -215,6 +218,9 @@ const ROUTES: &[Route] = routes! {
     post "/feedback" FEEDBACK, Some("Alias"), "200" Some("FeedbackId"), feedback::tensorzero, "TensorZero's feedback";
     post "/api/public/scores" FEEDBACK, Some("Alias"), "200" Some("Id"), feedback::langfuse, "Langfuse's scores";
     post "/v1/request/{id}/feedback" FEEDBACK, Some("Alias"), "200" Some("Id"), feedback::helicone, "Helicone's rating";
+    get "/v1/comparisons/next" FEEDBACK, None, "200" Some("Pair"), comparisons::next, "two answers to one prompt, to be compared";
+    post "/v1/comparisons/{id}" FEEDBACK, Some("Choice"), "201" Some("Chosen"), comparisons::choose, "which of the two is better";
+    get "/label" FEEDBACK, None, "200" None, comparisons::label, "a page for people who compare answers";
     get "/v1/alignment" ADMIN, None, "200" Some("Scorecard"), loop_routes::alignment, "the scorecard";
     get "/v1/alarms" ADMIN, None, "200" Some("Alarms"), loop_routes::alarms, "drift alarms, newest first";
     post "/v1/alarms/{id}/acknowledge" ADMIN, None, "200" Some("Alarm"), loop_routes::acknowledge, "marks an alarm as seen";
@@ -382,7 +388,11 @@ async fn guard(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    permit(&state, request.headers(), scope)?;
+    if let Err(error) = permit(&state, request.headers(), scope) {
+        // A browser asks for the key then, as the password of whatever name.
+        let is_page = request.uri().path() == "/label";
+        return if is_page { Ok(error.challenge()) } else { Err(error) };
+    }
     Ok(next.run(request).await)
 }
 

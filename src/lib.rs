@@ -2,11 +2,12 @@
 //!
 //! The modules in the order in which data flows: a request becomes a [`completion`] of the [`policy`], [`signals`] read
 //! it, the [`store`] keeps it with what people say of it, [`drift`] watches, [`learn`] trains a candidate, the [`gate`]
-//! judges it, the [`canary`] tries it on a few users, the [`registry`] serves it. [`cycle`] is that loop, [`http`] its door, [`app`] puts everything together.
+//! judges it, the [`canary`] tries it on a few users, the [`registry`] serves it; [`comparisons`] are what people and judge models are asked. [`cycle`] is that loop, [`http`] its door, [`app`] puts everything together.
 
 pub mod app;
 pub mod canary;
 pub mod cli;
+pub mod comparisons;
 pub mod completion;
 pub mod config;
 pub mod cycle;

@@ -292,14 +292,23 @@ impl Upstream {
         Ok(models)
     }
 
-    /// The answer of `model` to a prompt of our own.
+    /// The answer of `model` to a prompt of our own; without a temperature, at the service's own.
     ///
     /// # Errors
     /// There is none, or the model's name is not known yet.
-    pub async fn ask(&self, model: Option<&str>, prompt: &str, max_tokens: usize) -> Result<String, Fault> {
+    pub async fn ask(
+        &self,
+        model: Option<&str>,
+        prompt: &str,
+        max_tokens: usize,
+        temperature: Option<f64>,
+    ) -> Result<String, Fault> {
         let model = model.ok_or_else(|| Fault::Unreachable("its model has no name yet".to_owned()))?;
         let messages = serde_json::json!([{ "role": "user", "content": prompt }]);
-        let body = serde_json::json!({ "model": model, "messages": messages, "max_tokens": max_tokens });
+        let mut body = serde_json::json!({ "model": model, "messages": messages, "max_tokens": max_tokens });
+        if let Some(temperature) = temperature {
+            body["temperature"] = temperature.into();
+        }
         let (status, answer) = self.aside(Method::POST, "/chat/completions", Some(&body)).await?;
         let answer = answer::Answer::whole(&answer);
         match answer.choices.into_values().next() {

@@ -92,7 +92,7 @@ impl Probing {
                 // Held while it is asked: the version is not unloaded meanwhile.
                 let lease = upstream.lease(registry.active());
                 let model = lease.as_ref().map(Lease::name).or(upstream.model());
-                let asked = upstream.ask(model, &probe.prompt, self.max_tokens).await;
+                let asked = upstream.ask(model, &probe.prompt, self.max_tokens, None).await;
                 asked.map_err(|fault| warn!(%fault, "a probe was not answered")).ok()
             }
         };

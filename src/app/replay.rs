@@ -72,6 +72,7 @@ impl Replay {
             config: Arc::new(config.http),
             clock: super::now,
             life,
+            comparisons: Arc::new(http::Comparisons::new(0)),
         };
         Ok(Self { cycle, state })
     }

@@ -2,6 +2,7 @@
 
 mod canary;
 mod drift;
+mod judge;
 mod learn;
 mod poison;
 mod serve;
@@ -33,7 +34,10 @@ pub(crate) struct Args {
     /// Runs of each line of a study; unset, as many as its figures in benches/RESULTS.md.
     #[arg(long)]
     runs: Option<usize>,
-    /// With `poison`: preferences, lines of {"prompt","chosen","rejected"}; may be given again.
+    /// With `judge`: pairs that are compared in all.
+    #[arg(long, default_value_t = 100)]
+    pairs: usize,
+    /// With `poison` and `judge`: preferences, lines of {"prompt","chosen","rejected"}; may be given again.
     #[arg(long)]
     data: Vec<String>,
     /// With `--study delay`: a directory for the streams, to show them to other detectors.
@@ -59,6 +63,8 @@ enum What {
     Upstream,
     /// What raters who flip every label cost a small reward model, on the preferences of `--data`.
     Poison,
+    /// How far people agree with a judge model on the preferences of `--data`: that of [ai_feedback], else the policy.
+    Judge,
     /// Simulated canaries: how often what is better, equal and worse is promoted and rolled back.
     Canary,
 }
@@ -67,11 +73,11 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     if let Some(study) = args.study {
         return show(args.json, &study.run(args.runs, args.write.as_deref())?);
     }
-    if matches!(args.what, What::Canary) {
-        return show(args.json, &canary::study(args.runs.unwrap_or(2000)));
-    }
-    if matches!(args.what, What::Poison) {
-        return show(args.json, &poison::study(&args.data, args.runs.unwrap_or(9))?);
+    match args.what {
+        What::Canary => return show(args.json, &canary::study(args.runs.unwrap_or(2000))),
+        What::Judge => return show(args.json, &judge::study(&args.data, args.pairs, config)?),
+        What::Poison => return show(args.json, &poison::study(&args.data, args.runs.unwrap_or(9))?),
+        _ => {}
     }
     let mut rows: Map<String, Value> = Map::new();
     let mut row = |name: &str, mut measured: Vec<f64>| {
@@ -137,7 +143,7 @@ fn measure(
                 row(&format!("stream_first_byte_{figure}_us"), streams);
             }
         }
-        What::Canary | What::Poison => {}
+        What::Canary | What::Judge | What::Poison => {}
         What::Store => {
             for writers in [1, 64] {
                 let measured = (0..rounds).map(|_| store(writers)).collect::<Result<_, _>>()?;

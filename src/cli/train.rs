@@ -158,7 +158,10 @@ fn train(
             Ok(preference::sft(model, start, &sequences, how, watch)?)
         }
         Recipe::Dpo => {
-            let pairs = each(lines, |line| pair(model, line, watch))?;
+            let pairs = each(lines, |line| {
+                let (chosen, rejected) = pair(model, line, watch)?;
+                Ok(preference::Pair { chosen, rejected, weight: 1.0 })
+            })?;
             Ok(preference::dpo(model, start, &pairs, how, watch)?)
         }
         Recipe::Kto => {

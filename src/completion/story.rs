@@ -29,6 +29,8 @@ pub struct DataReport {
     pub left_out: BTreeMap<String, usize>,
     /// Raters who count for less than what they said, the loudest first; not all, where there are many.
     pub weighed_down: Vec<RaterNote>,
+    /// Judge models, the busiest first; not all, where there are many.
+    pub judges: Vec<JudgeNote>,
     /// What somebody should look at.
     pub warnings: Vec<String>,
 }
@@ -39,6 +41,18 @@ pub struct RaterNote {
     pub rater: String,
     pub judgements: usize,
     /// Share of the judgements on shared answers in which the rest agrees; `None` if there were none.
+    pub agreement: Option<f64>,
+    /// What each judgement counts.
+    pub weight: f64,
+}
+
+/// A judge model and what it is worth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JudgeNote {
+    pub rater: String,
+    pub judgements: usize,
+    /// Judgements on answers that people judged, too, and the share of these in which people agree; `None` of none.
+    pub shared: usize,
     pub agreement: Option<f64>,
     /// What each judgement counts.
     pub weight: f64,

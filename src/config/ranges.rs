@@ -71,6 +71,7 @@ const RANGES: &[(&str, f64, f64)] = &[
     ("learn.preference.max_grad_norm", ABOVE_0, MOST),
     ("learn.dataset.rater_share", ABOVE_0, 1.0),
     ("learn.dataset.burst_seconds", 0.0, MOST),
+    ("learn.dataset.ai_share", 0.0, 0.99),
     ("learn.pace.micro_tokens", 1.0, MOST),
     ("learn.pace.sequence_tokens", 8.0, MOST),
     ("gate.win_rate", -1.0, 1.0),
@@ -84,6 +85,9 @@ const RANGES: &[(&str, f64, f64)] = &[
     ("cycle.gate_prompts", 1.0, MOST),
     ("cycle.scored_share", 0.0, 1.0),
     ("probes.max_tokens", 1.0, MOST),
+    ("ai_feedback.every_seconds", 0.001, 1e6),
+    ("ai_feedback.timeout_seconds", 0.001, 1e6),
+    ("ai_feedback.max_tokens", 1.0, MOST),
 ];
 
 /// Names the first number that cannot work.

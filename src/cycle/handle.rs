@@ -280,9 +280,10 @@ impl Handle {
         let ids = store.forget(rater)?;
         let scrub = |update: &mut Update| {
             let Some(data) = &mut update.data else { return false };
-            let before = data.weighed_down.len();
+            let before = data.weighed_down.len() + data.judges.len();
             data.weighed_down.retain(|note| note.rater != rater);
-            data.weighed_down.len() < before
+            data.judges.retain(|note| note.rater != rater);
+            data.weighed_down.len() + data.judges.len() < before
         };
         for mut update in store.updates(SHOWN)? {
             if scrub(&mut update) {

@@ -310,7 +310,11 @@ impl Run {
                 let comparisons = dataset.comparisons.iter().filter(|pair| pair.split == Split::Train);
                 let mut pairs = Vec::new();
                 for pair in comparisons {
-                    pairs.push((encode(&pair.prompt, &pair.chosen)?, encode(&pair.prompt, &pair.rejected)?));
+                    pairs.push(preference::Pair {
+                        chosen: encode(&pair.prompt, &pair.chosen)?,
+                        rejected: encode(&pair.prompt, &pair.rejected)?,
+                        weight: pair.weight,
+                    });
                 }
                 preference::dpo(model, start, &pairs, (&config, seed), watch)
             }

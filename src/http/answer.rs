@@ -115,7 +115,7 @@ fn interaction(state: &State, asked: &Asked) -> Result<InteractionType> {
 }
 
 /// Off the runtime: a megabyte of text keeps the tokenizer busy for a while.
-async fn encode(engine: &Engine, prompt: &Prompt) -> Result<Vec<u32>> {
+pub(super) async fn encode(engine: &Engine, prompt: &Prompt) -> Result<Vec<u32>> {
     let (engine, prompt) = (engine.clone(), prompt.clone());
     let encoded = tokio::task::spawn_blocking(move || match &prompt {
         Prompt::Chat(messages) => engine.encode_chat(messages),
@@ -185,14 +185,14 @@ struct Total {
 }
 
 /// One choice, complete.
-struct Choice {
-    text: String,
+pub(super) struct Choice {
+    pub(super) text: String,
     logprobs: Vec<TokenLogprob>,
     end: Generated,
 }
 
 /// `None` if it failed.
-async fn complete(mut events: mpsc::Receiver<Event>) -> Option<Choice> {
+pub(super) async fn complete(mut events: mpsc::Receiver<Event>) -> Option<Choice> {
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     while let Some(event) = events.recv().await {
         match event {

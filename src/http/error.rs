@@ -146,6 +146,17 @@ impl ApiError {
         &self.message
     }
 
+    /// Nobody has two answers to compare, or this rater has compared them all.
+    pub(super) fn no_pair() -> Self {
+        Self::new(StatusCode::NOT_FOUND, INVALID, "there is no pair of answers to compare").code("no_pair")
+    }
+
+    /// Second answers are being sampled for others.
+    pub(super) fn sampling() -> Self {
+        let busy = Self::unavailable("a second answer is being sampled for other raters; ask again");
+        Self { retry_after_seconds: Some(5), ..busy }
+    }
+
     /// A log is replayed; nothing answers.
     pub(super) fn replaying() -> Self {
         Self::unavailable("a log is replayed here: nothing answers requests")
@@ -210,6 +221,17 @@ fn shown(text: &str) -> String {
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+impl ApiError {
+    /// For a page, whose browser knows passwords and no tokens.
+    pub(super) fn challenge(self) -> Response {
+        let mut response = self.into_response();
+        if let Some(scheme) = response.headers_mut().get_mut(header::WWW_AUTHENTICATE) {
+            *scheme = HeaderValue::from_static("Basic realm=\"gyrostat\", charset=\"UTF-8\"");
+        }
+        response
     }
 }
 

@@ -121,7 +121,7 @@ impl About<'_> {
 }
 
 /// Puts it on disk, then counts it.
-async fn attach(state: &State, feedback: Feedback) -> Result<(StatusCode, FeedbackId)> {
+pub(super) async fn attach(state: &State, feedback: Feedback) -> Result<(StatusCode, FeedbackId)> {
     match state.store.attach(&feedback).await? {
         Attached::Seen(first) => Ok((StatusCode::OK, first)),
         Attached::Stored => {

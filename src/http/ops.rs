@@ -65,7 +65,7 @@ pub(super) fn description() -> Value {
     for route in ROUTES {
         let mut operation = json!({
             "summary": route.summary,
-            "parameters": parameters(route.path),
+            "parameters": parameters(route),
             "requestBody": route.schema.map(|name| json!({
                 "required": true,
                 "content": { "application/json": { "schema": { "$ref": format!("#/components/schemas/{name}") } } },
@@ -94,7 +94,10 @@ pub(super) fn description() -> Value {
 /// What a route answers, by content type. The data of each event of a stream is one object.
 fn answers(route: &Route) -> Value {
     let reference = |name: &str| json!({ "schema": { "$ref": format!("#/components/schemas/{name}") } });
-    let Some(name) = route.answer else { return json!({ "text/plain": { "schema": { "type": "string" } } }) };
+    let Some(name) = route.answer else {
+        let kind = if route.path == "/label" { "text/html" } else { "text/plain" };
+        return json!({ kind: { "schema": { "type": "string" } } });
+    };
     let mut answers = json!({ "application/json": reference(name) });
     if matches!(name, "ChatCompletion" | "TextCompletion") {
         answers["text/event-stream"] = reference(&name.replace("Completion", "Chunk"));
@@ -102,11 +105,10 @@ fn answers(route: &Route) -> Value {
     answers
 }
 
-/// The parameters within braces of a path.
-fn parameters(path: &str) -> Vec<Value> {
-    path.split(['{', '}'])
-        .skip(1)
-        .step_by(2)
-        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
-        .collect()
+/// The parameters within braces of a path, and those of a query.
+fn parameters(route: &Route) -> Vec<Value> {
+    let named = |name: &str, place: &str| json!({ "name": name, "in": place, "required": place == "path", "schema": { "type": "string" } });
+    let path = route.path.split(['{', '}']).skip(1).step_by(2).map(|name| named(name, "path"));
+    let query = (route.path == "/v1/comparisons/next").then(|| named("rater", "query"));
+    path.chain(query).collect()
 }

@@ -1,5 +1,6 @@
 //! What people said, as training data: comparisons, labels, demonstrations, prompts.
 
+mod judges;
 pub mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::completion::{
-    Completion, CompletionId, DataReport, Feedback, FeedbackId, InteractionType, Judgement, Prompt,
+    Completion, CompletionId, DataReport, Feedback, FeedbackId, InteractionType, Judgement, Prompt, Source,
 };
 
 use trust::{Trust, Voice};
@@ -27,11 +28,20 @@ pub struct Config {
     pub burst_seconds: f64,
     /// Pairs that are made of one prompt's judged answers, at most.
     pub pairs_a_prompt: usize,
+    /// The share of the whole that judge models may have together, as far as people agree with them.
+    pub ai_share: f64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { rater_share: 0.05, minimum_raters: 3, burst: 10, burst_seconds: 10.0, pairs_a_prompt: 4 }
+        Self {
+            rater_share: 0.05,
+            minimum_raters: 3,
+            burst: 10,
+            burst_seconds: 10.0,
+            pairs_a_prompt: 4,
+            ai_share: 0.5,
+        }
     }
 }
 
@@ -186,6 +196,7 @@ impl Dataset {
             splits,
             left_out: trust.left_out,
             weighed_down: trust.weighed_down,
+            judges: trust.judges,
             warnings: trust.warnings,
         }
     }
@@ -269,15 +280,18 @@ pub fn trusted(
 /// Every judgement as trust sees it, once.
 fn voices(records: &[(Completion, Vec<Feedback>)], value: &dyn Fn(&Judgement) -> Option<f64>) -> Vec<Voice> {
     let mut seen = BTreeSet::new();
+    let texts: Texts<'_> =
+        records.iter().map(|(one, _)| (one.id, (&one.prompt, one.answer.as_str()))).collect();
     let said = records.iter().flat_map(|(completion, said)| said.iter().map(move |said| (completion, said)));
     said.filter(|(_, said)| seen.insert(said.id))
         .map(|(completion, said)| {
-            let (subject, verdict) = subject(completion, said, value);
+            let (subject, verdict) = subject(completion, said, &texts, value);
             let who = said.rater.clone().or_else(|| completion.user.clone());
             Voice {
                 id: said.id,
                 at: said.at.0,
                 named: said.rater.is_some(),
+                ai: said.source == Source::Ai,
                 who: who.unwrap_or_else(|| format!("of {}", completion.id)),
                 subject,
                 verdict,
@@ -287,10 +301,14 @@ fn voices(records: &[(Completion, Vec<Feedback>)], value: &dyn Fn(&Judgement) ->
         .collect()
 }
 
+/// Prompts and answers, as far as they are kept.
+type Texts<'a> = HashMap<CompletionId, (&'a Prompt, &'a str)>;
+
 /// What is judged, the same for the same words, and whether for better or for worse.
 fn subject(
     completion: &Completion,
     said: &Feedback,
+    texts: &Texts<'_>,
     value: &dyn Fn(&Judgement) -> Option<f64>,
 ) -> (u64, Option<bool>) {
     let pair = |prompt: &str, chosen: &str, rejected: &str| {
@@ -298,7 +316,12 @@ fn subject(
         (digest(&[prompt, first, second]), Some(first == chosen))
     };
     match &said.judgement {
-        Judgement::Comparison { chosen, rejected } => pair("", &chosen.to_string(), &rejected.to_string()),
+        Judgement::Comparison { chosen, rejected } => match (texts.get(chosen), texts.get(rejected)) {
+            (Some((prompt, chosen)), Some((_, rejected))) if !chosen.is_empty() && chosen != rejected => {
+                pair(&prompt.canonical(), chosen, rejected)
+            }
+            _ => pair("", &chosen.to_string(), &rejected.to_string()),
+        },
         Judgement::TextComparison { prompt, chosen, rejected } => pair(&prompt.canonical(), chosen, rejected),
         judgement => {
             // Where texts are not kept, an answer is itself and no other.

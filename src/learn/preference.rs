@@ -58,8 +58,14 @@ impl Default for Config {
     }
 }
 
-/// A chosen and a rejected answer.
-pub type Pair = (Sequence, Sequence);
+/// Two answers to one prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    pub chosen: Sequence,
+    pub rejected: Sequence,
+    /// What its gradient is multiplied with.
+    pub weight: f64,
+}
 
 /// An answer that was found good or bad.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,7 +100,7 @@ pub fn sft(
     Ok(config.descent("sft", sequences.len(), seed).run(adapter, watch, &pass)?.0)
 }
 
-/// Trains `adapter` to prefer the first answer of each pair, by DPO or IPO.
+/// Trains `adapter` to prefer the chosen answer of each pair, by DPO or IPO.
 ///
 /// # Errors
 /// There are none, the device fails, a number is not finite, or the update is cancelled.
@@ -159,17 +165,20 @@ pub(super) fn pair_gradient(
     gradient: &mut AdapterGradient,
     watch: &Watch<'_>,
 ) -> Result<Measured, Error> {
-    let sequences: Vec<Sequence> = pairs.iter().flat_map(|pair| [pair.0.clone(), pair.1.clone()]).collect();
+    let sequences: Vec<Sequence> =
+        pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
     let (kept, ratios) = forward(model, adapter, &sequences, watch)?;
     let side = |from: usize| ratios.iter().skip(from).step_by(2).copied().collect::<Vec<f64>>();
     let lengths: Vec<(usize, usize)> =
-        pairs.iter().map(|pair| (pair.0.answer().len(), pair.1.answer().len())).collect();
+        pairs.iter().map(|pair| (pair.chosen.answer().len(), pair.rejected.answer().len())).collect();
     let out = match config.loss {
         PairLoss::Sigmoid => losses::dpo(&side(0), &side(1), config.beta),
         PairLoss::Ipo => losses::ipo(&side(0), &side(1), &lengths, config.beta),
     };
-    let dratios: Vec<f32> =
-        out.dchosen.iter().zip(&out.drejected).flat_map(|(chosen, rejected)| [*chosen, *rejected]).collect();
+    let slopes = out.dchosen.iter().zip(&out.drejected).zip(pairs);
+    let dratios: Vec<f32> = slopes
+        .flat_map(|((chosen, rejected), pair)| [*chosen, *rejected].map(|slope| slope * pair.weight as f32))
+        .collect();
     backward(model, &kept, &dratios, gradient, watch)?;
     Ok(vec![
         ("loss", finite(out.loss)?),

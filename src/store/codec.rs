@@ -183,7 +183,8 @@ pub(super) enum Subjects {
 impl Subjects {
     pub(super) fn of(feedback: &Feedback) -> Result<Self, Error> {
         match feedback.judgement {
-            Judgement::TextComparison { .. } => Ok(Self::Texts),
+            // Where it names an answer, it is kept with it.
+            Judgement::TextComparison { .. } => Ok(feedback.completion.map_or(Self::Texts, Self::One)),
             Judgement::Comparison { chosen, rejected } if chosen == rejected => {
                 Err(Error::Invalid { field: "rejected", problem: "is the chosen answer itself" })
             }

@@ -3,6 +3,7 @@
 
 mod canary;
 mod chat;
+mod comparing;
 mod description;
 mod feedback;
 mod harness;

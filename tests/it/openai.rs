@@ -29,6 +29,17 @@ impl Running {
         value.map_or(0, |value| value.parse().unwrap())
     }
 
+    /// Waits until a series is there with this value.
+    pub(crate) async fn wait_metric(&self, series: &str, value: u64) {
+        for _ in 0..600 {
+            if self.metric(series).await == value {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        panic!("{series} is {} and never came to {value}", self.metric(series).await);
+    }
+
     /// The events of a stream, `[DONE]` taken off.
     async fn events(&self, path: &str, body: &Value) -> Vec<Value> {
         let mut events = parsed(&self.sent(path, body).await.text().await.unwrap());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use crate::completion::{Completion, Feedback, InteractionType, Timestamp, Trigger, Update};
+use crate::completion::{Completion, Feedback, InteractionType, Source, Timestamp, Trigger, Update};
 use crate::learn::{
     Dataset,
     dataset::{self, Split},
@@ -82,7 +82,9 @@ impl Run {
         let changes = self.changes()?;
         let mut records: Vec<Judged> = Vec::new();
         for record in self.parts.store.judged(..).rev().take(LOOKED_AT) {
-            let (completion, feedback) = record?;
+            let (completion, mut feedback) = record?;
+            // What people want is what people said, not what a judge model takes them to want.
+            feedback.retain(|said| said.source == Source::Human);
             let gates = dataset::split(&completion.prompt) == Split::Gate;
             if gates && !feedback.is_empty() && !changes.outdate(&completion) {
                 records.push((completion, feedback));

@@ -13,9 +13,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::completion::{FeedbackId, RaterNote};
+use crate::completion::{FeedbackId, JudgeNote, RaterNote};
 
-use super::Config;
+use super::{Config, judges};
 
 /// One judgement, as far as trust goes.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Voice {
     pub who: String,
     /// Whether `who` is a rater by name.
     pub named: bool,
+    /// Whether `who` is a judge model, which [`judges`] weighs.
+    pub ai: bool,
     /// What is judged: an answer, or two.
     pub subject: u64,
     /// The subject is good, or its first answer better than its second; `None` says neither.
@@ -45,6 +47,8 @@ pub struct Trust {
     /// People whose judgements count.
     pub raters: usize,
     pub weighed_down: Vec<RaterNote>,
+    /// Judge models, and how far people agree with them.
+    pub judges: Vec<JudgeNote>,
     pub warnings: Vec<String>,
 }
 
@@ -68,6 +72,7 @@ pub fn weigh(mut voices: Vec<Voice>, config: &Config) -> Trust {
     voices.sort_by_key(|voice| (voice.at, voice.id));
     let mut trust = Trust::default();
     let voices = without_repeats(voices, &mut trust);
+    let (judged, voices): (Vec<Voice>, Vec<Voice>) = voices.into_iter().partition(|voice| voice.ai);
     let voices = without_haste(voices, config, &mut trust);
     let standings = standings(&voices, config.rater_share);
     trust.warn_of_discord(&standings);
@@ -95,10 +100,27 @@ pub fn weigh(mut voices: Vec<Voice>, config: &Config) -> Trust {
     trust.raters = people.values().filter(|(_, weight)| *weight > 0.0).count();
     trust.note(&people, &standings);
     trust.warn_of_camps(&people, &standings);
+    trust.hear(&judged, voices, most, config);
     trust
 }
 
 impl Trust {
+    /// Judge models, beside people who have their weights.
+    fn hear(&mut self, judged: &[Voice], people: Vec<Voice>, most: f64, config: &Config) {
+        let weighed = |voice: Voice| {
+            let weight = self.weights.get(&voice.id).copied().unwrap_or(0.0);
+            (voice, weight)
+        };
+        let people: Vec<(Voice, f64)> = people.into_iter().map(weighed).collect();
+        let notes = judges::weigh(judged, &people, most, config);
+        for voice in judged {
+            self.weights.insert(voice.id, notes.get(&voice.who).map_or(0.0, |note| note.weight));
+        }
+        self.judges = notes.into_values().collect();
+        self.judges.sort_by_key(|note| std::cmp::Reverse(note.judgements));
+        self.judges.truncate(LISTED);
+    }
+
     fn leave_out(&mut self, why: &str, voice: &Voice) {
         *self.left_out.entry(why.to_owned()).or_default() += 1;
         self.weights.insert(voice.id, 0.0);
@@ -394,6 +416,7 @@ mod tests {
             at,
             who: who.to_owned(),
             named: true,
+            ai: false,
             subject,
             verdict: Some(up),
             words,

@@ -118,13 +118,14 @@ fn on_given_answers(seeds: Range<u64>) {
         let learned = preference::sft(&model, Arc::clone(&start), &shown, (&HOW, seed), &watch).unwrap();
         check("sft", &model, &learned);
 
-        let mut pairs: Vec<preference::Pair> = answers.iter().cloned().zip(others).collect();
-        pairs.retain(|(one, other)| worth(one) != worth(other));
-        for (one, other) in &mut pairs {
-            if worth(one) < worth(other) {
-                std::mem::swap(one, other);
-            }
-        }
+        let differ = answers.iter().cloned().zip(others).filter(|(one, other)| worth(one) != worth(other));
+        let pairs: Vec<preference::Pair> = differ
+            .map(|(one, other)| {
+                let (chosen, rejected) =
+                    if worth(&one) > worth(&other) { (one, other) } else { (other, one) };
+                preference::Pair { chosen, rejected, weight: 1.0 }
+            })
+            .collect();
         for (recipe, loss, beta) in [("dpo", PairLoss::Sigmoid, 0.1), ("ipo", PairLoss::Ipo, 0.02)] {
             let how = preference::Config { loss, beta, ..HOW };
             let learned = preference::dpo(&model, Arc::clone(&start), &pairs, (&how, seed), &watch).unwrap();

@@ -11,7 +11,7 @@ use crate::learn::{
     groups,
     policy_pass::logprobs,
     ppo::{self, Critic, Targets},
-    preference::{self, Judged, PairLoss},
+    preference::{self, Judged, Pair, PairLoss},
     reward::{self, Example},
     rollouts::{Episode, Rollouts},
     sequence::MicroBatch,
@@ -82,7 +82,8 @@ fn losses_on_given_answers_reach_the_adapter_as_in_peft() {
     let model = tiny_model();
     let adapter = adapter(&model, 0);
     let own = sequences();
-    let pairs = [(own[0].clone(), own[1].clone()), (own[2].clone(), own[3].clone())];
+    let pair = |at: usize| Pair { chosen: own[at].clone(), rejected: own[at + 1].clone(), weight: 1.0 };
+    let pairs = [pair(0), pair(2)];
     let judged: Vec<Judged> = own
         .iter()
         .enumerate()
@@ -101,6 +102,13 @@ fn losses_on_given_answers_reach_the_adapter_as_in_peft() {
                 preference::pair_gradient(&model, &adapter, &pairs, &config, &mut gradient, watch).unwrap();
             check(case, &gradient, &adapter);
             check_loss(case, "loss", measure(&out, "loss"));
+            // What counts for nothing teaches nothing.
+            let weightless: Vec<Pair> =
+                pairs.iter().map(|pair| Pair { weight: 0.0, ..(*pair).clone() }).collect();
+            let mut gradient = AdapterGradient::default();
+            let weightless: Vec<_> = weightless.iter().collect();
+            preference::pair_gradient(&model, &adapter, &weightless, &config, &mut gradient, watch).unwrap();
+            assert!(gradient.flatten(&adapter).unwrap().iter().flatten().all(|slope| *slope == 0.0));
         }
         let config = preference::Config { undesirable_weight: 1.3, ..Default::default() };
         let mut gradient = AdapterGradient::default();

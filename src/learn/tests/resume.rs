@@ -28,7 +28,14 @@ fn trained(recipe: &str, model: &Model, engine: &Engine, watch: &Watch<'_>) -> R
     match recipe {
         "sft" => preference::sft(model, start, &own, (&given, 5), watch),
         "dpo" => {
-            let pairs: Vec<_> = own.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
+            let pairs: Vec<_> = own
+                .chunks(2)
+                .map(|pair| preference::Pair {
+                    chosen: pair[0].clone(),
+                    rejected: pair[1].clone(),
+                    weight: 1.0,
+                })
+                .collect();
             preference::dpo(model, start, &pairs, (&given, 5), watch)
         }
         "kto" => {
