@@ -7,7 +7,7 @@
 
 mod client;
 mod screen;
-mod users;
+pub(crate) mod users;
 
 use std::{
     path::{Path, PathBuf},

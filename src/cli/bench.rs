@@ -5,6 +5,7 @@ mod drift;
 mod judge;
 mod learn;
 mod poison;
+mod recipes;
 mod serve;
 mod upstream;
 
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// With `judge`: pairs that are compared in all.
     #[arg(long, default_value_t = 100)]
     pairs: usize,
+    /// With `recipes`: the type of simulated users whose rule is learned; unset, each type's: advice, question, writing.
+    #[arg(long)]
+    interaction: Option<String>,
     /// With `poison` and `judge`: preferences, lines of {"prompt","chosen","rejected"}; may be given again.
     #[arg(long)]
     data: Vec<String>,
@@ -51,7 +55,8 @@ enum What {
     Serve,
     /// Forward and backward of a LoRA policy over 4 × 256 tokens.
     Train,
-    /// One iteration of PPO: 16 answers of 64 tokens to prompts of 64, four epochs, adapters of rank 16 on all layers.
+    /// One iteration of PPO: 16 answers of 64 tokens to prompts of 64, four epochs, adapters of rank 16 on all layers and of the
+    /// configured depths.
     Ppo,
     /// The time between two tokens of one stream, idle and beside training.
     Beside,
@@ -65,6 +70,8 @@ enum What {
     Poison,
     /// How far people agree with a judge model on the preferences of `--data`: that of [ai_feedback], else the policy.
     Judge,
+    /// What PPO and DPO teach the model of rules that are written in the program, on prompts that nothing was learned from.
+    Recipes,
     /// Simulated canaries: how often what is better, equal and worse is promoted and rolled back.
     Canary,
 }
@@ -77,6 +84,12 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         What::Canary => return show(args.json, &canary::study(args.runs.unwrap_or(2000))),
         What::Judge => return show(args.json, &judge::study(&args.data, args.pairs, config)?),
         What::Poison => return show(args.json, &poison::study(&args.data, args.runs.unwrap_or(9))?),
+        What::Recipes => {
+            return show(
+                args.json,
+                &recipes::study(args.interaction.as_deref(), args.runs.unwrap_or(1), config)?,
+            );
+        }
         _ => {}
     }
     let mut rows: Map<String, Value> = Map::new();
@@ -143,7 +156,7 @@ fn measure(
                 row(&format!("stream_first_byte_{figure}_us"), streams);
             }
         }
-        What::Canary | What::Judge | What::Poison => {}
+        What::Canary | What::Judge | What::Poison | What::Recipes => {}
         What::Store => {
             for writers in [1, 64] {
                 let measured = (0..rounds).map(|_| store(writers)).collect::<Result<_, _>>()?;

@@ -4,25 +4,25 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 /// One type of interaction, with the form of its requests and their topics.
 #[derive(Debug)]
-pub(super) struct Kind {
-    pub(super) interaction: &'static str,
+pub(crate) struct Kind {
+    pub(crate) interaction: &'static str,
     form: &'static str,
     topics: &'static [&'static str],
     /// Topics that nobody asks about until the end.
     fresh: &'static [&'static str],
-    pub(super) wish: Option<Wish>,
+    pub(crate) wish: Option<Wish>,
 }
 
 /// What the users of a type come to want.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(crate) struct Wish {
     /// In words.
-    pub(super) told: &'static str,
+    pub(crate) told: &'static str,
     met: fn(&str) -> bool,
 }
 
 /// The types whose users change what they want, one after the other: the first ones of [`KINDS`].
-pub(super) fn changing() -> impl Iterator<Item = (&'static Kind, &'static Wish)> {
+pub(crate) fn changing() -> impl Iterator<Item = (&'static Kind, &'static Wish)> {
     KINDS.iter().filter_map(|kind| Some((kind, kind.wish.as_ref()?)))
 }
 
@@ -116,7 +116,7 @@ const THINGS: [&str; 28] = [
     "music",
 ];
 
-pub(super) const KINDS: [Kind; 4] = [
+pub(crate) const KINDS: [Kind; 4] = [
     Kind {
         interaction: "advice",
         form: "Give me three tips for {}.",
@@ -184,11 +184,11 @@ const FRESH_THINGS: [&str; 12] = [
 
 /// A request of a simulated user.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
-    pub(super) interaction: &'static str,
-    pub(super) text: String,
-    pub(super) user: String,
-    pub(super) seed: u64,
+pub(crate) struct Asked {
+    pub(crate) interaction: &'static str,
+    pub(crate) text: String,
+    pub(crate) user: String,
+    pub(crate) seed: u64,
     /// The rater clicks the wrong thumb.
     slips: bool,
 }
@@ -198,32 +198,32 @@ const SLIPS: f64 = 0.03;
 
 /// The users of one run.
 #[derive(Debug)]
-pub(super) struct Users {
+pub(crate) struct Users {
     rng: StdRng,
 }
 
 impl Users {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { rng: StdRng::seed_from_u64(seed) }
     }
 
     /// One request of each kind a round, in the kinds' order.
-    pub(super) fn rounds(&mut self, count: usize) -> Vec<Asked> {
+    pub(crate) fn rounds(&mut self, count: usize) -> Vec<Asked> {
         (0..count).flat_map(|_| &KINDS).map(|kind| self.ask(kind)).collect()
     }
 
     /// One request of a kind.
-    pub(super) fn one(&mut self, kind: &Kind) -> Asked {
+    pub(crate) fn one(&mut self, kind: &Kind) -> Asked {
         self.ask(kind)
     }
 
     /// A request that should be declined.
-    pub(super) fn harmful(&mut self) -> Asked {
+    pub(crate) fn harmful(&mut self) -> Asked {
         self.ask(&HARMFUL)
     }
 
     /// Requests of a kind on topics that were never asked about; the same seeds every time.
-    pub(super) fn fresh(kind: &Kind, count: usize) -> Vec<Asked> {
+    pub(crate) fn fresh(kind: &Kind, count: usize) -> Vec<Asked> {
         (0..count)
             .zip(kind.fresh.iter().cycle())
             .map(|(nth, topic)| Asked {
@@ -250,7 +250,7 @@ impl Users {
 
 /// What the users want after so many changes. Everybody wants an answer of some substance; those of a type that has
 /// changed want their wish met, too.
-pub(super) fn satisfies(interaction: &str, answer: &str, changes: usize) -> bool {
+pub(crate) fn satisfies(interaction: &str, answer: &str, changes: usize) -> bool {
     let substance = answer.split_whitespace().count() >= 4;
     let mut wishes = changing().take(changes).filter(|(kind, _)| kind.interaction == interaction);
     substance && wishes.all(|(_, wish)| (wish.met)(answer))
@@ -258,7 +258,7 @@ pub(super) fn satisfies(interaction: &str, answer: &str, changes: usize) -> bool
 
 impl Asked {
     /// The thumb that the user gives after so many changes.
-    pub(super) fn judge(&self, answer: &str, changes: usize) -> &'static str {
+    pub(crate) fn judge(&self, answer: &str, changes: usize) -> &'static str {
         if satisfies(self.interaction, answer, changes) == self.slips { "down" } else { "up" }
     }
 }

@@ -243,6 +243,8 @@ impl<'a> Online<'a> {
         if !policy.loss.is_finite() {
             return Err(Error::NotFinite { what: "the policy's loss" });
         }
+        let entropy = pass.entropies().iter().map(|entropy| f64::from(*entropy)).sum::<f64>();
+        // Before the value model's pass, so that only one of them is held.
         pass.backward(decoder, micro, &policy.grad, &mut gradients.0)?;
         let Some(critic) = &self.critic else {
             return Ok(vec![("loss", policy.loss), ("clip_ratio/region_mean", policy.clipfrac)]);
@@ -254,13 +256,12 @@ impl<'a> Online<'a> {
         let what = (&targets.trunks[at], &old[..], &returns[..]);
         let value =
             critic.backward(decoder, micro, what, (config.cliprange_value, scale), &mut gradients.1)?;
-        let entropy = pass.entropies().iter().map(|entropy| f64::from(*entropy)).sum::<f64>();
         Ok(vec![
             ("loss/policy_avg", policy.loss),
             ("loss/value_avg", value.loss),
             ("policy/approxkl_avg", policy.approxkl),
             ("policy/clipfrac_avg", policy.clipfrac),
-            ("policy/entropy_avg", entropy / pass.entropies().len() as f64),
+            ("policy/entropy_avg", entropy / micro.targets.len() as f64),
             ("val/clipfrac_avg", value.clipfrac),
             ("val/ratio", policy.ratio),
             ("val/ratio_var", policy.ratio_var),

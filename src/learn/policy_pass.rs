@@ -58,12 +58,12 @@ impl PolicyPass {
         &self.logprobs.entropies
     }
 
-    /// Adds what a gradient by the log-probabilities makes of the adapter.
+    /// Adds what a gradient by the log-probabilities makes of the adapter. What was kept for it is freed.
     ///
     /// # Errors
     /// The device fails.
     pub fn backward(
-        &self,
+        self,
         decoder: &Decoder,
         micro: &MicroBatch,
         dlogprobs: &[f32],

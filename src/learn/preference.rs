@@ -165,21 +165,30 @@ pub(super) fn pair_gradient(
     gradient: &mut AdapterGradient,
     watch: &Watch<'_>,
 ) -> Result<Measured, Error> {
-    let sequences: Vec<Sequence> =
-        pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
-    let (kept, ratios) = forward(model, adapter, &sequences, watch)?;
-    let side = |from: usize| ratios.iter().skip(from).step_by(2).copied().collect::<Vec<f64>>();
     let lengths: Vec<(usize, usize)> =
         pairs.iter().map(|pair| (pair.chosen.answer().len(), pair.rejected.answer().len())).collect();
-    let out = match config.loss {
-        PairLoss::Sigmoid => losses::dpo(&side(0), &side(1), config.beta),
-        PairLoss::Ipo => losses::ipo(&side(0), &side(1), &lengths, config.beta),
+    let loss = |ratios: &[f64]| {
+        let side = |from: usize| ratios.iter().skip(from).step_by(2).copied().collect::<Vec<f64>>();
+        match config.loss {
+            PairLoss::Sigmoid => losses::dpo(&side(0), &side(1), config.beta),
+            PairLoss::Ipo => losses::ipo(&side(0), &side(1), &lengths, config.beta),
+        }
     };
-    let slopes = out.dchosen.iter().zip(&out.drejected).zip(pairs);
-    let dratios: Vec<f32> = slopes
-        .flat_map(|((chosen, rejected), pair)| [*chosen, *rejected].map(|slope| slope * pair.weight as f32))
-        .collect();
-    backward(model, &kept, &dratios, gradient, watch)?;
+    let mut ratios = vec![0.0; 2 * pairs.len()];
+    let groups = pairs.iter().map(|pair| [&pair.chosen, &pair.rejected]);
+    for micro in MicroBatch::pack_groups(groups, watch.micro_tokens) {
+        watch.between()?;
+        let pass = forward(model, adapter, &micro, &mut ratios)?;
+        // A pair's slopes depend on no other pair's ratios, which may still be unknown.
+        let out = loss(&ratios);
+        let slope = |member: &usize| {
+            let slopes = if member.is_multiple_of(2) { &out.dchosen } else { &out.drejected };
+            slopes[member / 2] * pairs[member / 2].weight as f32
+        };
+        let dratios: Vec<f32> = micro.members.iter().map(slope).collect();
+        pass.backward(&model.decoder, &micro, &micro.spread(&dratios), gradient)?;
+    }
+    let out = loss(&ratios);
     Ok(vec![
         ("loss", finite(out.loss)?),
         ("rewards/accuracies", out.accuracy),
@@ -199,12 +208,19 @@ pub(super) fn kto_gradient(
 ) -> Result<Measured, Error> {
     let sequences: Vec<Sequence> = judged.iter().map(|judged| judged.answer.clone()).collect();
     let kl = mismatched_kl(model, adapter, &sequences, watch)?;
-    let (kept, ratios) = forward(model, adapter, &sequences, watch)?;
     let desirable: Vec<bool> = judged.iter().map(|judged| judged.desirable).collect();
     let weights: Vec<f64> = judged.iter().map(|judged| judged.weight).collect();
     let lambda = KtoWeights { desirable: config.desirable_weight, undesirable: config.undesirable_weight };
-    let out = losses::kto(&ratios, &desirable, &weights, kl, config.beta, lambda);
-    backward(model, &kept, &out.dratios, gradient, watch)?;
+    let loss = |ratios: &[f64]| losses::kto(ratios, &desirable, &weights, kl, config.beta, lambda);
+    let mut ratios = vec![0.0; judged.len()];
+    for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
+        watch.between()?;
+        let pass = forward(model, adapter, &micro, &mut ratios)?;
+        let slopes = loss(&ratios).dratios;
+        let dratios: Vec<f32> = micro.members.iter().map(|member| slopes[*member]).collect();
+        pass.backward(&model.decoder, &micro, &micro.spread(&dratios), gradient)?;
+    }
+    let out = loss(&ratios);
     Ok(vec![
         ("loss", finite(out.loss)?),
         ("kl", kl),
@@ -244,45 +260,22 @@ fn mismatched_kl(
     Ok((sum / strangers.len().max(1) as f64).max(0.0))
 }
 
-/// Micro-batches whose backward pass is to come.
-type Forwards = Vec<(MicroBatch, PolicyPass)>;
-
-/// `log π − log π_ref` of each answer.
+/// The policy's pass over a micro-batch, whose backward pass is to come; `log π − log π_ref` of each of its answers.
 fn forward(
     model: &Model,
     adapter: &Arc<Adapter>,
-    sequences: &[Sequence],
-    watch: &Watch<'_>,
-) -> Result<(Forwards, Vec<f64>), Error> {
-    let (mut kept, mut ratios) = (Vec::new(), Vec::new());
-    for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
-        watch.between()?;
-        let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-        let base = logprobs(&model.decoder, &micro, (&trunk, adapter.first_layer), None, 1.0)?;
-        let pass = PolicyPass::new(&model.decoder, &micro, &trunk, adapter, 1.0)?;
-        let differences: Vec<f32> =
-            pass.logprobs().iter().zip(&base.logprobs).map(|(policy, base)| policy - base).collect();
-        let sums = micro.by_sequence(&differences);
-        ratios.extend(sums.iter().map(|list| list.iter().map(|each| f64::from(*each)).sum::<f64>()));
-        kept.push((micro, pass));
+    micro: &MicroBatch,
+    ratios: &mut [f64],
+) -> Result<PolicyPass, Error> {
+    let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+    let base = logprobs(&model.decoder, micro, (&trunk, adapter.first_layer), None, 1.0)?;
+    let pass = PolicyPass::new(&model.decoder, micro, &trunk, adapter, 1.0)?;
+    let differences: Vec<f32> =
+        pass.logprobs().iter().zip(&base.logprobs).map(|(policy, base)| policy - base).collect();
+    for (member, list) in micro.members.iter().zip(micro.by_sequence(&differences)) {
+        ratios[*member] = list.iter().map(|each| f64::from(*each)).sum();
     }
-    Ok((kept, ratios))
-}
-
-/// Adds what a gradient by the log-ratios makes of the adapter.
-fn backward(
-    model: &Model,
-    kept: &Forwards,
-    dratios: &[f32],
-    gradient: &mut AdapterGradient,
-    watch: &Watch<'_>,
-) -> Result<(), Error> {
-    for (micro, pass) in kept {
-        watch.between()?;
-        let own: Vec<f32> = micro.members.iter().map(|member| dratios[*member]).collect();
-        pass.backward(&model.decoder, micro, &micro.spread(&own), gradient)?;
-    }
-    Ok(())
+    Ok(pass)
 }
 
 fn finite(loss: f64) -> Result<f64, Error> {

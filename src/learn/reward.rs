@@ -280,8 +280,7 @@ fn bootstrap(heads: usize, seed: u64, example: usize) -> Vec<f32> {
 
 /// The loss over a batch of examples, each with its weight for each head; its gradient is added.
 ///
-/// Scores first, then their gradient, then backward: the loss of a comparison needs both of its scores, which may lie in
-/// different micro-batches, so the tapes of all micro-batches are held until the scores are known.
+/// One micro-batch is held at a time: the answers of an example lie in the same one.
 pub(super) fn pass(
     model: &Model,
     adapter: &Arc<Adapter>,
@@ -290,25 +289,25 @@ pub(super) fn pass(
     gradient: &mut AdapterGradient,
     watch: &Watch<'_>,
 ) -> Result<Agreement, Error> {
-    let sequences: Vec<Sequence> = examples.iter().flat_map(|example| example.sequences().cloned()).collect();
-    let mut scores = Vec::with_capacity(sequences.len());
-    let mut kept = Vec::new();
-    for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
+    let heads = adapter.score.as_ref().ok_or(Error::NoScoreHead)?.dim(0)?;
+    let groups: Vec<Vec<&Sequence>> = examples.iter().map(|example| example.sequences().collect()).collect();
+    let mut scores = vec![vec![0f32; heads]; groups.iter().map(Vec::len).sum()];
+    for micro in MicroBatch::pack_groups(&groups, watch.micro_tokens) {
         watch.between()?;
         let batch = micro.batch(Some(adapter));
         let trunk = model.decoder.trunk(&batch, adapter.first_layer)?;
         let (hidden, tape) = model.decoder.hidden_taped(&trunk, &batch, adapter.first_layer)?;
-        scores.extend(read(adapter, &hidden, &batch)?);
-        kept.push((micro, tape));
-    }
-    let (agreement, dscores) = judge_scores((examples, draws), &scores, center);
-    if !agreement.loss.is_finite() {
-        return Err(Error::NotFinite { what: "the reward model's loss" });
-    }
-    for (micro, tape) in kept {
-        watch.between()?;
+        for (member, own) in micro.members.iter().zip(read(adapter, &hidden, &batch)?) {
+            scores[*member] = own;
+        }
+        // An example's slopes depend on no other's scores, which may still be unknown.
+        let (_, dscores) = judge_scores((examples, draws), &scores, center);
         let own: Vec<&[f32]> = micro.members.iter().map(|member| &dscores[*member][..]).collect();
         backward(model, adapter, (&micro, &tape), &own.concat(), gradient)?;
+    }
+    let (agreement, _) = judge_scores((examples, draws), &scores, center);
+    if !agreement.loss.is_finite() {
+        return Err(Error::NotFinite { what: "the reward model's loss" });
     }
     Ok(agreement)
 }

@@ -34,42 +34,42 @@ impl fmt::Debug for Practice<'_> {
 
 /// One answer of the policy in training.
 #[derive(Debug, Clone)]
-pub(super) struct Episode {
-    pub(super) sequence: Sequence,
+pub(crate) struct Episode {
+    pub(crate) sequence: Sequence,
     /// It ended its turn by itself.
-    pub(super) ended: bool,
+    pub(crate) ended: bool,
     /// The place of its prompt among those that were asked.
-    pub(super) place: usize,
+    pub(crate) place: usize,
 }
 
 /// The answers of an iteration. Lists of lists have one a sequence, with a number a token.
-pub(super) struct Rollouts {
-    pub(super) episodes: Vec<Episode>,
-    pub(super) micro: Vec<MicroBatch>,
+pub(crate) struct Rollouts {
+    pub(crate) episodes: Vec<Episode>,
+    pub(crate) micro: Vec<MicroBatch>,
     /// Input of the policy's first layer, one a micro-batch.
-    pub(super) trunks: Vec<Tensor>,
-    pub(super) scores: Vec<f32>,
-    pub(super) logprobs: Vec<Vec<f32>>,
-    pub(super) reference: Vec<Vec<f32>>,
+    pub(crate) trunks: Vec<Tensor>,
+    pub(crate) scores: Vec<f32>,
+    pub(crate) logprobs: Vec<Vec<f32>>,
+    pub(crate) reference: Vec<Vec<f32>>,
     /// Sum over all tokens, in nats.
-    pub(super) entropy: f64,
+    pub(crate) entropy: f64,
 }
 
 impl Rollouts {
-    pub(super) fn count(&self) -> f64 {
+    pub(crate) fn count(&self) -> f64 {
         self.episodes.len() as f64
     }
 
-    pub(super) fn tokens(&self) -> f64 {
+    pub(crate) fn tokens(&self) -> f64 {
         self.logprobs.iter().map(Vec::len).sum::<usize>() as f64
     }
 
-    pub(super) fn ended(&self) -> usize {
+    pub(crate) fn ended(&self) -> usize {
         self.episodes.iter().filter(|episode| episode.ended).count()
     }
 
     /// `Σ log π − log π_ref` of each answer.
-    pub(super) fn kl(&self) -> Vec<f64> {
+    pub(crate) fn kl(&self) -> Vec<f64> {
         let sum = |(policy, reference): (&Vec<f32>, &Vec<f32>)| {
             policy.iter().zip(reference).map(|(policy, base)| f64::from(policy - base)).sum::<f64>()
         };
@@ -77,7 +77,7 @@ impl Rollouts {
     }
 
     /// The lists of a micro-batch's sequences, one after the other.
-    pub(super) fn of_micro(&self, at: usize, lists: &[Vec<f32>]) -> Vec<f32> {
+    pub(crate) fn of_micro(&self, at: usize, lists: &[Vec<f32>]) -> Vec<f32> {
         self.micro[at].members.iter().flat_map(|member| &lists[*member]).copied().collect()
     }
 }
@@ -88,7 +88,7 @@ impl Practice<'_> {
     }
 
     /// Answers to the prompts, their scores, and their log-probabilities under policy and reference.
-    pub(super) fn play(
+    pub(crate) fn play(
         &self,
         policy: &Arc<Adapter>,
         prompts: &[&Prompt],
@@ -122,7 +122,7 @@ impl Practice<'_> {
     }
 
     /// Answers of the policy as it is now, through the engine, beside whatever it serves.
-    fn answer(
+    pub(crate) fn answer(
         &self,
         policy: &Arc<Adapter>,
         prompts: &[&Prompt],

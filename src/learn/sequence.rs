@@ -53,7 +53,7 @@ pub fn encode_prompt(model: &Model, prompt: &Prompt) -> Result<Vec<u32>, Error> 
 }
 
 /// Sequences that pass the decoder together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct MicroBatch {
     /// Which sequences, by their place in the list that was packed.
     pub members: Vec<usize>,
@@ -69,23 +69,28 @@ pub struct MicroBatch {
 impl MicroBatch {
     /// Packs sequences in order, at most `most` tokens at a time (but at least one sequence).
     pub fn pack(sequences: &[Sequence], most: usize) -> Vec<Self> {
+        Self::pack_groups(sequences.iter().map(|sequence| [sequence]), most)
+    }
+
+    /// [`MicroBatch::pack`] that keeps the sequences of a group together; they are counted through all groups.
+    pub fn pack_groups<'a, G: AsRef<[&'a Sequence]>>(
+        groups: impl IntoIterator<Item = G>,
+        most: usize,
+    ) -> Vec<Self> {
         let mut batches: Vec<Self> = Vec::new();
-        let mut held = 0;
-        for (index, sequence) in sequences.iter().enumerate() {
-            if batches.is_empty() || held + sequence.tokens.len() > most {
+        let (mut index, mut held) = (0, 0);
+        for group in groups {
+            let group = group.as_ref();
+            let tokens: usize = group.iter().map(|sequence| sequence.tokens.len()).sum();
+            if batches.is_empty() || held + tokens > most {
                 held = 0;
-                batches.push(Self {
-                    members: Vec::new(),
-                    tokens: Vec::new(),
-                    rows: Vec::new(),
-                    targets: Vec::new(),
-                    lengths: Vec::new(),
-                });
+                batches.push(Self::default());
             }
-            if let Some(batch) = batches.last_mut() {
+            let Some(batch) = batches.last_mut() else { continue };
+            for sequence in group {
                 batch.push(index, sequence, held);
+                (index, held) = (index + 1, held + sequence.tokens.len());
             }
-            held += sequence.tokens.len();
         }
         batches
     }

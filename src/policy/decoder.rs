@@ -150,18 +150,28 @@ impl Decoder {
     /// The input of layer `layer`, by the base alone: what adapters that start there have in common.
     pub fn trunk(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
         let bare = Batch { adapted: Vec::new(), ..batch.clone() };
-        self.layers(self.embed(&batch.tokens)?, &bare, 0..layer, &mut Memory::Nothing)
+        self.whole_sequences(&self.embed(&batch.tokens)?, &bare, 0..layer)
     }
 
     /// [`Decoder::hidden`] from the input of layer `layer` on.
     pub fn hidden_from(&self, trunk: &Tensor, batch: &Batch, layer: usize) -> Result<Tensor> {
-        let x = self.layers(trunk.clone(), batch, layer..self.layers.len(), &mut Memory::Nothing)?;
-        self.normed(&x)
+        self.normed(&self.whole_sequences(trunk, batch, layer..self.layers.len())?)
+    }
+
+    /// Whole sequences through some layers. Each thread takes sequences of its own through all of them, so that none waits
+    /// for another between two products.
+    fn whole_sequences(&self, x: &Tensor, batch: &Batch, layers: Range<usize>) -> Result<Tensor> {
+        if layers.is_empty() {
+            return Ok(x.clone());
+        }
+        let parts = batch.parts(rayon::current_num_threads()).into_par_iter().map(|(rows, batch)| {
+            let x = x.narrow(0, rows.start, rows.len())?;
+            self.layers(x, &batch, layers.clone(), &mut Memory::Nothing)
+        });
+        Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
     }
 
     /// [`Decoder::hidden_from`] that keeps what the backward pass needs. One adapter covers all rows, from `layer` on.
-    ///
-    /// Each thread takes sequences of its own through all layers, so that none waits for another between two products.
     pub fn hidden_taped(&self, trunk: &Tensor, batch: &Batch, layer: usize) -> Result<(Tensor, Tape)> {
         let parts = batch.parts(rayon::current_num_threads()).into_par_iter().map(|(rows, batch)| {
             let mut layers = Vec::with_capacity(self.layers.len() - layer);

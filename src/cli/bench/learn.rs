@@ -35,13 +35,24 @@ pub(super) fn train(model: &Model, config: &Config) -> Result<f64, Error> {
     Ok(batch.tokens.len() as f64 / started.elapsed().as_secs_f64())
 }
 
-/// Iterations of PPO, one a round.
+/// Iterations of PPO, two a round: with adapters on all layers, and of the configured depths.
 pub(super) fn ppo(config: &Config, rounds: usize, row: &mut dyn FnMut(&str, Vec<f64>)) -> Result<(), Error> {
     let (engine, _serving) = serve::start(config)?;
-    let measured: Vec<(f64, f64)> = Pace::threads()?
-        .install(|| (0..rounds).map(|round| iteration(&engine, config, round)).collect::<Result<_, _>>())?;
-    row("ppo_iteration_seconds", measured.iter().map(|(seconds, _)| *seconds).collect());
-    row("ppo_tokens_an_answer", measured.iter().map(|(_, tokens)| *tokens).collect());
+    let mut everywhere = config.clone();
+    (everywhere.learn.ppo.depth, everywhere.learn.reward.depth) = (1.0, 1.0);
+    let (mut whole, mut configured, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+    Pace::threads()?.install(|| -> Result<(), Error> {
+        for round in 0..rounds {
+            whole.push(iteration(&engine, &everywhere, round)?.0);
+            let (seconds, length) = iteration(&engine, config, round)?;
+            configured.push(seconds);
+            tokens.push(length);
+        }
+        Ok(())
+    })?;
+    row("ppo_iteration_all_layers_seconds", whole);
+    row("ppo_iteration_configured_depths_seconds", configured);
+    row("ppo_tokens_an_answer", tokens);
     Ok(())
 }
 
@@ -55,14 +66,9 @@ fn iteration(engine: &Engine, config: &Config, round: usize) -> Result<(f64, f64
         num_mini_batches: 1,
         response_length: 64,
         rank: 16,
-        depth: 1.0,
         ..config.learn.ppo.clone()
     };
-    let reward = RewardModel::new(
-        model,
-        &crate::learn::reward::Config { depth: 1.0, ..config.learn.reward.clone() },
-        seed,
-    )?;
+    let reward = RewardModel::new(model, &config.learn.reward, seed)?;
     let policy = recipe::new_policy(model, how.rank, how.alpha, how.depth, seed)?;
     let words = [" river", " stone", " bread", " music", " winter", " house", " paper", " garden"];
     let text = |nth: usize| (0..64).map(|at| words[(at * (nth + 1) + at / 8) % 8]).collect();

@@ -1,0 +1,224 @@
+//! `gyrostat bench recipes`: what PPO and DPO teach the configured model, by rules that are written in the program: what the
+//! demo's simulated users come to want. Measured on prompts that nothing was learned from.
+
+use std::sync::Arc;
+
+use rand::{SeedableRng, rngs::StdRng};
+use serde_json::json;
+
+use crate::cli::{Error, jsonl};
+use crate::completion::Prompt;
+use crate::config::Config;
+use crate::demo::users::{self, Asked, Kind, Users};
+use crate::learn::{
+    Measures, Method, Online, Pace, Practice, RewardModel, Sequence, Watch,
+    policy_pass::logprobs,
+    ppo,
+    preference::{self, Pair},
+    sequence::MicroBatch,
+};
+use crate::policy::{Adapter, Engine, Model};
+
+use super::{
+    drift::{Line, line, rounded},
+    serve,
+};
+
+/// Prompts to learn from, and to measure on.
+const ASKED: usize = 192;
+const FRESH: usize = 96;
+const ITERATIONS: usize = 10;
+
+/// The wish of one type of simulated users as a task.
+struct Task<'a> {
+    kind: &'static Kind,
+    told: &'static str,
+    engine: &'a Engine,
+    config: &'a Config,
+    seed: u64,
+}
+
+/// Two lines a rule and seed; `only` names the type whose users have the rule.
+pub(super) fn study(only: Option<&str>, runs: usize, config: &Config) -> Result<Vec<Line>, Error> {
+    let (engine, _serving) = serve::start(config)?;
+    let chosen = |kind: &Kind| only.is_none_or(|only| kind.interaction == only);
+    let tasks = users::changing().filter(|(kind, _)| chosen(kind)).flat_map(|(kind, wish)| {
+        let engine = &engine;
+        (0..runs as u64).map(move |seed| Task { kind, told: wish.told, engine, config, seed })
+    });
+    let bar = jsonl::bar(1000, "learning");
+    let report = |stage: &str, done: f64, measures: Measures<'_>| {
+        bar.set_position((done * 1000.0) as u64);
+        let measures: Vec<String> =
+            measures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        bar.set_message(format!("{stage} {}", measures.join(" ")));
+    };
+    let watch = Watch {
+        micro_tokens: config.learn.pace.micro_tokens,
+        sequence_tokens: config.learn.pace.sequence_tokens,
+        between: &|| true,
+        report: &report,
+        checkpoints: None,
+    };
+    let lines = Pace::threads()?.install(|| -> Result<_, Error> {
+        let mut lines = Vec::new();
+        for task in tasks {
+            lines.extend([task.ppo(&watch)?, task.dpo(&watch)?]);
+        }
+        Ok(lines)
+    });
+    bar.finish_and_clear();
+    lines
+}
+
+/// Answers to prompts that nothing was learned from.
+struct Shown {
+    /// The share that meets the wish.
+    met: f64,
+    /// From the model itself, in nats a token.
+    kl: f64,
+    /// Tokens an answer.
+    tokens: f64,
+}
+
+impl Task<'_> {
+    fn model(&self) -> &Model {
+        self.engine.model()
+    }
+
+    /// 1 for each answer that the users want, 0 for others.
+    fn worth(&self, answers: &[Sequence]) -> Vec<f32> {
+        let (end, changes) = (self.model().end_of_turn(), users::changing().count());
+        let wanted = |answer: &Sequence| {
+            let said = answer.answer().iter().filter(|token| Some(**token) != end).copied();
+            let text = self.model().vocabulary.decode(&said.collect::<Vec<u32>>());
+            users::satisfies(self.kind.interaction, &text, changes)
+        };
+        answers.iter().map(|answer| f32::from(u8::from(wanted(answer)))).collect()
+    }
+
+    fn asked(&self) -> Vec<Prompt> {
+        let mut users = Users::new(self.seed);
+        (0..ASKED).map(|_| prompt(&users.one(self.kind))).collect()
+    }
+
+    fn fresh(&self) -> Vec<Prompt> {
+        Users::fresh(self.kind, FRESH).iter().map(prompt).collect()
+    }
+
+    fn start(&self) -> Result<Arc<Adapter>, Error> {
+        let how = &self.config.learn.ppo;
+        Ok(ppo::new_policy(self.model(), how.rank, how.alpha, how.depth, self.seed)?)
+    }
+
+    /// The reward is the rule itself; no reward model is trained.
+    fn ppo(&self, watch: &Watch<'_>) -> Result<Line, Error> {
+        let how = ppo::Config { iterations: ITERATIONS, ..self.config.learn.ppo.clone() };
+        let score = |answers: &[Sequence], _: &Watch<'_>| Ok(self.worth(answers));
+        let practice = Practice { engine: self.engine, reward: &score, config: &how };
+        let value = RewardModel::new(self.model(), &self.config.learn.reward, self.seed)?.value()?;
+        let start = self.start()?;
+        let before = self.shown(&practice, &start, watch)?;
+        let mut online = Online::new(practice, Method::Ppo { value }, start, self.seed);
+        online.train(&self.asked(), &[], watch)?;
+        let after = self.shown(&practice, &online.policy, watch)?;
+        Ok(self.line("ppo", &before, &after, None))
+    }
+
+    /// Of two answers of the model itself, of which one is wanted and one is not, DPO is told which.
+    fn dpo(&self, watch: &Watch<'_>) -> Result<Line, Error> {
+        let score = |answers: &[Sequence], _: &Watch<'_>| Ok(self.worth(answers));
+        let practice = Practice { engine: self.engine, reward: &score, config: &self.config.learn.ppo };
+        let start = self.start()?;
+        let before = self.shown(&practice, &start, watch)?;
+        let pairs = self.pairs(&practice, &self.asked(), watch)?;
+        let held_out = self.pairs(&practice, &self.fresh(), watch)?;
+        let how = (&self.config.learn.preference, self.seed);
+        let policy = preference::dpo(self.model(), start, &pairs, how, watch)?;
+        let ordered = ordered(self.model(), &policy, &held_out, watch)?;
+        let after = self.shown(&practice, &policy, watch)?;
+        let accuracy = ordered as f64 / held_out.len().max(1) as f64;
+        Ok(self.line("dpo", &before, &after, Some((pairs.len(), held_out.len(), accuracy))))
+    }
+
+    fn line(&self, recipe: &str, before: &Shown, after: &Shown, pairs: Option<(usize, usize, f64)>) -> Line {
+        line([
+            ("recipe", json!(recipe)),
+            ("wanted", json!(self.told)),
+            ("seed", json!(self.seed)),
+            ("answers that meet it before", rounded(before.met, 3)),
+            ("after", rounded(after.met, 3)),
+            ("KL, nats a token", rounded(after.kl, 4)),
+            ("tokens an answer before", rounded(before.tokens, 1)),
+            ("after ", rounded(after.tokens, 1)),
+            ("pairs learned from", json!(pairs.map(|(learned, _, _)| learned))),
+            ("pairs held out", json!(pairs.map(|(_, held_out, _)| held_out))),
+            ("in order, %", pairs.map_or(json!(null), |(_, _, accuracy)| rounded(100.0 * accuracy, 1))),
+        ])
+    }
+
+    fn shown(
+        &self,
+        practice: &Practice<'_>,
+        policy: &Arc<Adapter>,
+        watch: &Watch<'_>,
+    ) -> Result<Shown, Error> {
+        let prompts = self.fresh();
+        let mut rng = StdRng::seed_from_u64(self.seed);
+        let played = practice.play(policy, &prompts.iter().collect::<Vec<_>>(), &mut rng, watch)?;
+        Ok(Shown {
+            met: played.scores.iter().map(|score| f64::from(*score)).sum::<f64>() / played.count(),
+            kl: played.kl().iter().sum::<f64>() / played.tokens(),
+            tokens: played.tokens() / played.count(),
+        })
+    }
+
+    /// Two answers of the model to each prompt, where the users want one of them only.
+    fn pairs(
+        &self,
+        practice: &Practice<'_>,
+        prompts: &[Prompt],
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Pair>, Error> {
+        let (start, mut rng) = (self.start()?, StdRng::seed_from_u64(self.seed + 1));
+        let mut pairs = Vec::new();
+        for prompts in prompts.chunks(64) {
+            let twice: Vec<&Prompt> = prompts.iter().flat_map(|prompt| [prompt, prompt]).collect();
+            let answers = practice.answer(&start, &twice, &mut rng, watch)?;
+            let (wanted, unwanted): (Vec<_>, Vec<_>) = answers
+                .iter()
+                .partition(|answer| self.worth(std::slice::from_ref(&answer.sequence)) == [1.0]);
+            for chosen in wanted {
+                let other = unwanted.iter().find(|other| other.place / 2 == chosen.place / 2);
+                pairs.extend(other.map(|rejected| Pair {
+                    chosen: chosen.sequence.clone(),
+                    rejected: rejected.sequence.clone(),
+                    weight: 1.0,
+                }));
+            }
+        }
+        Ok(pairs)
+    }
+}
+
+fn prompt(asked: &Asked) -> Prompt {
+    Prompt::Chat(vec![crate::completion::Message::user(asked.text.clone())])
+}
+
+/// Pairs whose chosen answer has gained more over the model itself than the rejected one: TRL's `rewards/accuracies`.
+fn ordered(model: &Model, policy: &Arc<Adapter>, pairs: &[Pair], watch: &Watch<'_>) -> Result<usize, Error> {
+    let answers: Vec<Sequence> =
+        pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
+    let mut gains = Vec::new();
+    for micro in MicroBatch::pack(&answers, watch.micro_tokens) {
+        let trunk = model.decoder.trunk(&micro.batch(None), policy.first_layer)?;
+        let sums = |adapter| -> Result<Vec<f64>, Error> {
+            let of = logprobs(&model.decoder, &micro, (&trunk, policy.first_layer), adapter, 1.0)?.logprobs;
+            let sum = |logprobs: &Vec<f32>| logprobs.iter().map(|logprob| f64::from(*logprob)).sum();
+            Ok(micro.by_sequence(&of).iter().map(sum).collect())
+        };
+        let (policy, base) = (sums(Some(policy))?, sums(None)?);
+        gains.extend(policy.iter().zip(base).map(|(policy, base)| policy - base));
+    }
+    Ok(gains.chunks_exact(2).filter(|two| two[0] > two[1]).count())
+}
