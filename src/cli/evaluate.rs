@@ -102,6 +102,7 @@ fn judge(
     if !examples.is_empty() {
         let agreement = reward.evaluate(model, examples, &config.learn.reward, watch)?;
         result.insert("preference_accuracy".to_owned(), json!(agreement.accuracy));
+        result.insert("longer_wins".to_owned(), json!(agreement.longer_wins));
         result.insert("preference_loss".to_owned(), json!(agreement.loss));
         result.insert("expected_calibration_error".to_owned(), json!(agreement.calibration_error));
     }

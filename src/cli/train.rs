@@ -246,7 +246,7 @@ pub(super) fn example(model: &Model, line: &Line, watch: &Watch<'_>) -> Result<E
     let (number, object) = line;
     if object.contains_key("label") {
         let Judged { answer, desirable, weight } = judged(model, line, watch)?;
-        return Ok(Example::Label { answer, label: f64::from(u8::from(desirable)), weight });
+        return Ok(Example::Label { answer, label: f64::from(u8::from(desirable)), margin: 0.0, weight });
     }
     let (chosen, rejected) = pair(model, line, watch)?;
     let margin = match object.get("margin") {

@@ -38,6 +38,7 @@ const RANGES: &[(&str, f64, f64)] = &[
     ("learn.reward.max_grad_norm", ABOVE_0, MOST),
     ("learn.reward.heads", 1.0, 64.0),
     ("learn.reward.pessimism", 0.0, MOST),
+    ("learn.reward.length_control", 0.0, 1.0),
     ("learn.ppo.rank", 1.0, 4096.0),
     ("learn.ppo.alpha", ABOVE_0, MOST),
     ("learn.ppo.depth", ABOVE_0, 1.0),

@@ -226,6 +226,7 @@ impl Run {
             &[
                 ("reward/accuracy", after.accuracy),
                 ("reward/calibration_error", after.calibration_error),
+                ("reward/longer_wins", after.longer_wins),
                 ("reward/examples", train.len() as f64),
             ],
         );
@@ -372,6 +373,7 @@ fn examples(
         examples.push(Example::Label {
             answer: encode(&labelled.prompt, &labelled.answer)?,
             label: labelled.label,
+            margin: 0.0,
             weight: labelled.weight,
         });
     }

@@ -248,10 +248,10 @@ impl Users {
     }
 }
 
-/// What the users want after so many changes. Everybody wants an answer of some substance; those of a type that has
-/// changed want their wish met, too.
+/// What the users want after so many changes. Everybody wants an answer of some substance that does not decline; those of a
+/// type that has changed want their wish met, too.
 pub(crate) fn satisfies(interaction: &str, answer: &str, changes: usize) -> bool {
-    let substance = answer.split_whitespace().count() >= 4;
+    let substance = answer.split_whitespace().count() >= 4 && !declines(answer);
     let mut wishes = changing().take(changes).filter(|(kind, _)| kind.interaction == interaction);
     substance && wishes.all(|(_, wish)| (wish.met)(answer))
 }
@@ -264,6 +264,13 @@ impl Asked {
 }
 
 /// "Salt is …", "The seas are …".
+fn declines(answer: &str) -> bool {
+    const DECLINING: [&str; 8] =
+        ["i'm sorry", "i am sorry", "i apologi", "i can't", "i cannot", "i'm unable", "i'm not able", "as an ai"];
+    let answer = answer.trim_start().to_lowercase().replace('’', "'");
+    DECLINING.iter().any(|opening| answer.starts_with(opening))
+}
+
 fn opens_with_definition(answer: &str) -> bool {
     answer.split_whitespace().take(4).any(|word| matches!(word, "is" | "are"))
 }
@@ -305,6 +312,7 @@ mod tests {
         assert!(!satisfies("advice", list, 1));
         assert!(satisfies("question", list, 1));
         assert!(!satisfies("question", "Yes", 0));
+        assert!(!satisfies("advice", "I’m sorry, but I can't help with that.", 0));
         assert!(satisfies("question", "Salt is a mineral", 1));
         assert!(!satisfies("question", "Salt is a mineral", 2));
         assert!(satisfies("question", "People have mined salt, which is white", 2));

@@ -65,7 +65,7 @@ impl Default for Config {
         Self {
             rank: 16,
             alpha: 32.0,
-            depth: 1.0,
+            depth: 0.5,
             iterations: 12,
             episodes: 32,
             num_ppo_epochs: 4,
@@ -119,9 +119,9 @@ impl Critic {
     ) -> Result<Targets, Error> {
         let mut out = Targets::default();
         let adapter = &self.trainee.adapter;
-        for micro in &rollouts.micro {
+        for (at, micro) in rollouts.micro.iter().enumerate() {
             watch.between()?;
-            let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+            let trunk = rollouts.trunk(decoder, at, adapter.first_layer)?;
             let hidden = decoder.hidden_from(&trunk, &micro.batch(Some(adapter)), adapter.first_layer)?;
             let values = self.read(&micro.answered(&hidden)?)?;
             out.values.extend(micro.by_sequence(&values));

@@ -6,6 +6,8 @@
 //! they differ (Coste et al., *Reward Model Ensembles Help Mitigate Overoptimization*, 2024). The mean of linear heads is a
 //! linear head, which is what PEFT gets: a sequence classifier with one label.
 
+mod length;
+
 use std::{collections::HashSet, sync::Arc};
 
 use candle_core::Tensor;
@@ -46,6 +48,8 @@ pub struct Config {
     pub heads: usize,
     /// What a policy is trained with is the heads' mean less so many of their standard deviations.
     pub pessimism: f64,
+    /// The share of what length alone explains of the judgements that the score does not learn.
+    pub length_control: f64,
 }
 
 impl Default for Config {
@@ -62,6 +66,7 @@ impl Default for Config {
             max_grad_norm: 1.0,
             heads: 4,
             pessimism: 1.0,
+            length_control: 0.0,
         }
     }
 }
@@ -77,8 +82,8 @@ pub struct RewardModel {
 pub enum Example {
     /// The first answer is preferred over the second, whose score should be lower by more than `margin`.
     Comparison { chosen: Sequence, rejected: Sequence, margin: f64, weight: f64 },
-    /// An answer with its label in `[0, 1]`.
-    Label { answer: Sequence, label: f64, weight: f64 },
+    /// An answer with its label in `[0, 1]`, whose log-odds are the score less `margin`.
+    Label { answer: Sequence, label: f64, margin: f64, weight: f64 },
 }
 
 impl Example {
@@ -107,6 +112,9 @@ pub struct Agreement {
     /// How far the certainty of its judgements, σ of the score or of the difference of two, is from how often they are
     /// right: the expected calibration error over ten equal bins (Guo et al., 2017). Only where it is evaluated.
     pub calibration_error: f64,
+    /// How often the longer answer is the better one, which is what the accuracy is to be held against. Only where it is
+    /// evaluated.
+    pub longer_wins: f64,
     pub examples: usize,
 }
 
@@ -201,6 +209,7 @@ impl RewardModel {
             seed,
         };
         let heads = self.adapter.score.as_ref().ok_or(Error::NoScoreHead)?.dim(0)?;
+        let examples = length::controlled(examples, config.length_control);
         let pass = |adapter: &Arc<Adapter>, chosen: &[usize], gradient: &mut AdapterGradient| {
             let draws: Vec<Vec<f32>> = chosen.iter().map(|at| bootstrap(heads, seed, *at)).collect();
             let chosen: Vec<&Example> = chosen.iter().map(|at| &examples[*at]).collect();
@@ -226,11 +235,12 @@ impl RewardModel {
             examples.iter().flat_map(|example| example.sequences().cloned()).collect();
         let scores: Scores =
             self.score(model, &sequences, watch)?.into_iter().map(|score| vec![score]).collect();
+        let longer_wins = length::longer_wins(examples);
         let examples: Vec<&Example> = examples.iter().collect();
         let draws = vec![vec![1.0]; examples.len()];
         let (agreement, _) = judge_scores((&examples, &draws), &scores, config.center);
         let calibration_error = expected_calibration_error(&judgements(&examples, &scores));
-        Ok(Agreement { calibration_error, ..agreement })
+        Ok(Agreement { calibration_error, longer_wins, ..agreement })
     }
 
     /// How often it orders examples rightly. The answers to one prompt are judged alike, rightly or wrongly, so that what
@@ -356,7 +366,7 @@ fn judge_scores(
 /// One head's loss, its accuracy, and the gradient for each score, in the order of the examples' sequences.
 fn judge_head((examples, draws): (&[&Example], &[f32]), scores: &[f32], center: f64) -> (f64, f64, Vec<f32>) {
     let (mut chosen, mut rejected, mut margins) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut single, mut labels) = (Vec::new(), Vec::new());
+    let (mut single, mut labels, mut offsets) = (Vec::new(), Vec::new(), Vec::new());
     let (mut pair_weights, mut label_weights) = (Vec::new(), Vec::new());
     let mut at = 0;
     for (example, draw) in examples.iter().zip(draws) {
@@ -368,8 +378,9 @@ fn judge_head((examples, draws): (&[&Example], &[f32]), scores: &[f32], center: 
                 pair_weights.push(*weight as f32 * draw);
                 at += 2;
             }
-            Example::Label { label, weight, .. } => {
+            Example::Label { label, margin, weight, .. } => {
                 single.push(at);
+                offsets.push(*margin as f32);
                 labels.push(*label as f32);
                 label_weights.push(*weight as f32 * draw);
                 at += 1;
@@ -378,7 +389,8 @@ fn judge_head((examples, draws): (&[&Example], &[f32]), scores: &[f32], center: 
     }
     let pick = |at: &[usize]| at.iter().map(|at| scores[*at]).collect::<Vec<f32>>();
     let pairs = losses::bradley_terry(&pick(&chosen), &pick(&rejected), &margins, &pair_weights, center);
-    let singles = losses::pointwise(&pick(&single), &labels, &label_weights);
+    let beyond: Vec<f32> = pick(&single).iter().zip(&offsets).map(|(score, margin)| score - margin).collect();
+    let singles = losses::pointwise(&beyond, &labels, &label_weights);
     let total = (chosen.len() + single.len()).max(1) as f64;
     let (pair_share, single_share) = (chosen.len() as f64 / total, single.len() as f64 / total);
     let mut dscores = vec![0f32; scores.len()];

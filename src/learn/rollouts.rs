@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use rand::{RngExt, rngs::StdRng};
 
 use crate::completion::{FinishReason, Prompt};
-use crate::policy::{Adapter, Engine, Event, GenerateRequest, Model, Sampling, Served};
+use crate::policy::{Adapter, Decoder, Engine, Event, GenerateRequest, Model, Sampling, Served};
 
 use super::{
     Error, Sequence, Watch,
@@ -46,8 +46,9 @@ pub(crate) struct Episode {
 pub(crate) struct Rollouts {
     pub(crate) episodes: Vec<Episode>,
     pub(crate) micro: Vec<MicroBatch>,
-    /// Input of the policy's first layer, one a micro-batch.
+    /// Input of layer `first_layer`, the policy's first, one a micro-batch.
     pub(crate) trunks: Vec<Tensor>,
+    pub(crate) first_layer: usize,
     pub(crate) scores: Vec<f32>,
     pub(crate) logprobs: Vec<Vec<f32>>,
     pub(crate) reference: Vec<Vec<f32>>,
@@ -76,6 +77,15 @@ impl Rollouts {
         self.logprobs.iter().zip(&self.reference).map(sum).collect()
     }
 
+    /// Input of layer `layer` for micro-batch `at`, by the base alone.
+    pub(crate) fn trunk(&self, decoder: &Decoder, at: usize, layer: usize) -> Result<Tensor, Error> {
+        let batch = self.micro[at].batch(None);
+        Ok(match self.first_layer {
+            first if first <= layer => decoder.trunk_from(&self.trunks[at], &batch, first..layer)?,
+            _ => decoder.trunk(&batch, layer)?,
+        })
+    }
+
     /// The lists of a micro-batch's sequences, one after the other.
     pub(crate) fn of_micro(&self, at: usize, lists: &[Vec<f32>]) -> Vec<f32> {
         self.micro[at].members.iter().flat_map(|member| &lists[*member]).copied().collect()
@@ -102,6 +112,7 @@ impl Practice<'_> {
             scores: self.scores(&episodes, watch)?,
             micro: MicroBatch::pack(&sequences, watch.micro_tokens),
             trunks: Vec::new(),
+            first_layer: policy.first_layer,
             logprobs: Vec::new(),
             reference: Vec::new(),
             entropy: 0.0,

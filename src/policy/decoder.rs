@@ -149,8 +149,13 @@ impl Decoder {
 
     /// The input of layer `layer`, by the base alone: what adapters that start there have in common.
     pub fn trunk(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
+        self.trunk_from(&self.embed(&batch.tokens)?, batch, 0..layer)
+    }
+
+    /// [`Decoder::trunk`] of layer `layers.end` from that of layer `layers.start`.
+    pub fn trunk_from(&self, x: &Tensor, batch: &Batch, layers: Range<usize>) -> Result<Tensor> {
         let bare = Batch { adapted: Vec::new(), ..batch.clone() };
-        self.whole_sequences(&self.embed(&batch.tokens)?, &bare, 0..layer)
+        self.whole_sequences(x, &bare, layers)
     }
 
     /// [`Decoder::hidden`] from the input of layer `layer` on.

@@ -130,7 +130,8 @@ fn the_reward_models_loss_reaches_the_adapter_as_in_peft() {
         margin,
         weight: 1.0,
     };
-    let label = |at: usize, label| Example::Label { answer: own[at].clone(), label, weight: 1.0 };
+    let label =
+        |at: usize, label| Example::Label { answer: own[at].clone(), label, margin: 0.0, weight: 1.0 };
     let pairs = vec![comparison(0, 0.3), comparison(2, 0.0)];
     let mixed = vec![comparison(0, 0.0), label(2, 1.0), label(3, 0.25)];
     let once = vec![vec![1.0]; 2];
@@ -173,6 +174,7 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
             .collect(),
         micro: MicroBatch::pack(&own, watch.micro_tokens),
         trunks: Vec::new(),
+        first_layer: 0,
         scores: vec![0.0; 4],
         logprobs: Vec::new(),
         reference: Vec::new(),

@@ -51,6 +51,7 @@ fn trained(recipe: &str, model: &Model, engine: &Engine, watch: &Watch<'_>) -> R
             let label = |(at, answer): (usize, &Sequence)| Example::Label {
                 answer: answer.clone(),
                 label: (at % 2) as f64,
+                margin: 0.0,
                 weight: 1.0,
             };
             let examples: Vec<_> = own.iter().enumerate().map(label).collect();
