@@ -145,7 +145,9 @@ fn it_says_the_same_twice_and_nothing_without_words() {
     assert!(form(&voices(&judged)).is_some());
     assert_eq!(form(&voices(&judged)), form(&voices(&judged)));
     let mut blank = voices(&judged);
-    blank.iter_mut().for_each(|voice| voice.texts = ["", ""]);
+    for voice in &mut blank {
+        voice.texts = ["", ""];
+    }
     assert_eq!(form(&blank), None);
 }
 

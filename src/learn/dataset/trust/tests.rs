@@ -177,6 +177,10 @@ fn where_no_answer_is_judged_twice_the_words_tell() {
     }
     let trust = weigh(voices.clone(), &Config::default());
     let vouched = voices[600..780].iter().filter(|voice| voice.who == "r60");
-    assert!(vouched.map(|voice| trust.weights[&voice.id]).all(|weight| weight > 0.3), "{:?}", trust.weighed_down);
+    assert!(
+        vouched.map(|voice| trust.weights[&voice.id]).all(|weight| weight > 0.3),
+        "{:?}",
+        trust.weighed_down
+    );
     assert_eq!(trust.warnings, ["2 raters contradict what the others' judgements teach"]);
 }
