@@ -42,6 +42,9 @@ pub struct RaterNote {
     pub judgements: usize,
     /// Share of the judgements on shared answers in which the rest agrees; `None` if there were none.
     pub agreement: Option<f64>,
+    /// Share of his judgements that a model would have said, too, which learned from the others; `None` if it cannot tell.
+    #[serde(default)]
+    pub opinion: Option<f64>,
     /// What each judgement counts.
     pub weight: f64,
 }

@@ -1,7 +1,10 @@
 //! What people said, as training data: comparisons, labels, demonstrations, prompts.
 
+mod agreement;
 mod judges;
+mod opinion;
 pub mod trust;
+pub mod words;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -30,6 +33,8 @@ pub struct Config {
     pub pairs_a_prompt: usize,
     /// The share of the whole that judge models may have together, as far as people agree with them.
     pub ai_share: f64,
+    /// Whether raters are held against what the others' judgements teach of the words of an answer.
+    pub opinion: bool,
 }
 
 impl Default for Config {
@@ -41,6 +46,7 @@ impl Default for Config {
             burst_seconds: 10.0,
             pairs_a_prompt: 4,
             ai_share: 0.5,
+            opinion: true,
         }
     }
 }
@@ -278,14 +284,17 @@ pub fn trusted(
 }
 
 /// Every judgement as trust sees it, once.
-fn voices(records: &[(Completion, Vec<Feedback>)], value: &dyn Fn(&Judgement) -> Option<f64>) -> Vec<Voice> {
+fn voices<'a>(
+    records: &'a [(Completion, Vec<Feedback>)],
+    value: &dyn Fn(&Judgement) -> Option<f64>,
+) -> Vec<Voice<'a>> {
     let mut seen = BTreeSet::new();
     let texts: Texts<'_> =
         records.iter().map(|(one, _)| (one.id, (&one.prompt, one.answer.as_str()))).collect();
     let said = records.iter().flat_map(|(completion, said)| said.iter().map(move |said| (completion, said)));
     said.filter(|(_, said)| seen.insert(said.id))
         .map(|(completion, said)| {
-            let (subject, verdict) = subject(completion, said, &texts, value);
+            let (subject, texts, verdict) = subject(completion, said, &texts, value);
             let who = said.rater.clone().or_else(|| completion.user.clone());
             Voice {
                 id: said.id,
@@ -294,6 +303,7 @@ fn voices(records: &[(Completion, Vec<Feedback>)], value: &dyn Fn(&Judgement) ->
                 ai: said.source == Source::Ai,
                 who: who.unwrap_or_else(|| format!("of {}", completion.id)),
                 subject,
+                texts,
                 verdict,
                 words: serde_json::to_string(&said.judgement).unwrap_or_default(),
             }
@@ -304,27 +314,31 @@ fn voices(records: &[(Completion, Vec<Feedback>)], value: &dyn Fn(&Judgement) ->
 /// Prompts and answers, as far as they are kept.
 type Texts<'a> = HashMap<CompletionId, (&'a Prompt, &'a str)>;
 
-/// What is judged, the same for the same words, and whether for better or for worse.
-fn subject(
-    completion: &Completion,
-    said: &Feedback,
-    texts: &Texts<'_>,
+/// What is judged, the same for the same words; these words; and whether for better or for worse.
+fn subject<'a>(
+    completion: &'a Completion,
+    said: &'a Feedback,
+    texts: &Texts<'a>,
     value: &dyn Fn(&Judgement) -> Option<f64>,
-) -> (u64, Option<bool>) {
-    let pair = |prompt: &str, chosen: &str, rejected: &str| {
+) -> (u64, [&'a str; 2], Option<bool>) {
+    let pair = |prompt: &str, chosen: &'a str, rejected: &'a str| {
         let (first, second) = if chosen < rejected { (chosen, rejected) } else { (rejected, chosen) };
-        (digest(&[prompt, first, second]), Some(first == chosen))
+        (digest(&[prompt, first, second]), [first, second], Some(first == chosen))
     };
     match &said.judgement {
         Judgement::Comparison { chosen, rejected } => match (texts.get(chosen), texts.get(rejected)) {
             (Some((prompt, chosen)), Some((_, rejected))) if !chosen.is_empty() && chosen != rejected => {
                 pair(&prompt.canonical(), chosen, rejected)
             }
-            _ => pair("", &chosen.to_string(), &rejected.to_string()),
+            _ => {
+                // Where texts are not kept, an answer is itself and no other.
+                let (first, second) = if chosen < rejected { (chosen, rejected) } else { (rejected, chosen) };
+                let subject = digest(&["", &first.to_string(), &second.to_string()]);
+                (subject, ["", ""], Some(first == chosen))
+            }
         },
         Judgement::TextComparison { prompt, chosen, rejected } => pair(&prompt.canonical(), chosen, rejected),
         judgement => {
-            // Where texts are not kept, an answer is itself and no other.
             let answer = if completion.answer.is_empty() {
                 digest(&[&completion.id.to_string()])
             } else {
@@ -332,7 +346,7 @@ fn subject(
             };
             let verdict =
                 value(judgement).filter(|value| (value - 0.5).abs() > 1e-9).map(|value| value > 0.5);
-            (answer, verdict)
+            (answer, [&completion.answer, ""], verdict)
         }
     }
 }

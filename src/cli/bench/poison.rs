@@ -4,7 +4,7 @@
 //! learn: words that they like and dislike, with one slip in ten. The reward model is a linear one on hashed words and
 //! pairs of words, so that hundreds can be trained; data set and weights are those of an update.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::json;
@@ -14,6 +14,7 @@ use crate::completion::{
     Completion, CompletionId, Feedback, FeedbackId, FinishReason, InteractionType, Judgement, Prompt,
     Refusal, RefusalLabel, Risk, Source, Timestamp, Version,
 };
+use crate::learn::dataset::words::{Example, Features, Linear, hash, of_pair, words};
 use crate::learn::dataset::{Comparison, Config, Dataset, split, trusted};
 use crate::signals;
 
@@ -93,7 +94,7 @@ pub(super) fn study(files: &[String], runs: usize) -> Result<Vec<Line>, Error> {
 fn wished(pairs: &[Pair]) -> Vec<Pair> {
     const MARGIN: f64 = 1.0;
     let liked = |text: &str| -> f64 {
-        let words: HashSet<String> = words(text).into_iter().collect();
+        let words: BTreeSet<String> = words(text).into_iter().collect();
         // Common words are short; a bell-like draw from the hash of each.
         let draw = |word: &String| {
             let bits = hash(word)
@@ -161,7 +162,7 @@ impl World {
             one.wrong = one.flips != random.random_bool(slips);
         }
         let (records, flips) = records(&train, &said);
-        let all = Config { rater_share: 1.0, burst: 0, ..Config::default() };
+        let all = Config { rater_share: 1.0, burst: 0, opinion: false, ..Config::default() };
         let honest = records_of(&records, |feedback| !flips.contains(&feedback.id));
         let trust = trusted(&records, &Config::default(), &signals::satisfaction);
         let theirs =
@@ -180,8 +181,8 @@ impl World {
             unweighed.comparisons.push(comparison);
         }
         let accuracy = |data: &Dataset| {
-            let weights = fit(data, seed);
-            held.iter().filter(|pair| margin(&weights, &features(&pair.chosen, &pair.rejected)) > 0.0).count()
+            let model = fit(data, seed);
+            held.iter().filter(|pair| model.margin(&of_pair(&pair.chosen, &pair.rejected)) > 0.0).count()
                 as f64
                 / held.len().max(1) as f64
         };
@@ -291,73 +292,14 @@ fn completion(prompt: &str, answer: &str) -> Completion {
     }
 }
 
-/// Places of hashed words.
-const PLACES: usize = 1 << 16;
-
-fn hash(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-fn words(text: &str) -> Vec<String> {
-    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(str::to_lowercase).collect()
-}
-
-/// Words and pairs of words that are in one answer and not in the other, as a unit vector.
-fn features(chosen: &str, rejected: &str) -> Vec<(usize, f32)> {
-    let mut counts: HashMap<usize, f32> = HashMap::new();
-    for (text, sign) in [(chosen, 1.0), (rejected, -1.0)] {
-        let words: Vec<String> = text
-            .split(|c: char| !c.is_alphanumeric())
-            .filter(|word| !word.is_empty())
-            .map(str::to_lowercase)
-            .collect();
-        let pairs = words.windows(2).map(|pair| pair.join(" "));
-        let mut own: Vec<usize> =
-            words.iter().cloned().chain(pairs).map(|word| hash(&word) as usize % PLACES).collect();
-        own.sort_unstable();
-        own.dedup();
-        for place in own {
-            *counts.entry(place).or_default() += sign;
-        }
-    }
-    let mut features: Vec<(usize, f32)> = counts.into_iter().filter(|(_, count)| *count != 0.0).collect();
-    features.sort_unstable_by_key(|(place, _)| *place);
-    let norm = features.iter().map(|(_, value)| value * value).sum::<f32>().sqrt().max(1.0);
-    for (_, value) in &mut features {
-        *value /= norm;
-    }
-    features
-}
-
-fn margin(weights: &[f32], features: &[(usize, f32)]) -> f32 {
-    features.iter().map(|(place, value)| weights[*place] * value).sum()
-}
-
-/// Logistic regression on the weighed comparisons by AdaGrad.
-fn fit(data: &Dataset, seed: u64) -> Vec<f32> {
-    const EPOCHS: usize = 5;
-    const RATE: f32 = 0.5;
-    let examples: Vec<(Vec<(usize, f32)>, f32)> = data
-        .comparisons
+/// The reward model: what the comparisons teach of the words.
+fn fit(data: &Dataset, seed: u64) -> Linear {
+    let features: Vec<Features> =
+        data.comparisons.iter().map(|pair| of_pair(&pair.chosen, &pair.rejected)).collect();
+    let examples: Vec<Example<'_>> = features
         .iter()
-        .map(|pair| (features(&pair.chosen, &pair.rejected), pair.weight as f32))
+        .zip(&data.comparisons)
+        .map(|(features, pair)| Example { features, good: true, weight: pair.weight })
         .collect();
-    let (mut weights, mut squares) = (vec![0f32; PLACES], vec![1e-2f32; PLACES]);
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut order: Vec<usize> = (0..examples.len()).collect();
-    for _ in 0..EPOCHS {
-        order.shuffle(&mut random);
-        for nth in &order {
-            let (features, weight) = &examples[*nth];
-            let slope = weight / (1.0 + margin(&weights, features).exp());
-            for (place, value) in features {
-                let gradient = slope * value - 1e-4 * weights[*place];
-                squares[*place] += gradient * gradient;
-                weights[*place] += RATE * gradient / squares[*place].sqrt();
-            }
-        }
-    }
-    weights
+    Linear::fit(&examples, seed)
 }

@@ -22,8 +22,8 @@ const KNOWN: usize = 20;
 /// Judges who are not known yet have together no more than one person; all others together have the share
 /// [`Config::ai_share`] of the whole at most.
 pub(super) fn weigh(
-    judged: &[Voice],
-    people: &[(Voice, f64)],
+    judged: &[Voice<'_>],
+    people: &[(Voice<'_>, f64)],
     most: f64,
     config: &Config,
 ) -> BTreeMap<String, JudgeNote> {
@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    fn voice(who: &str, subject: u64, verdict: bool, ai: bool) -> Voice {
+    fn voice(who: &str, subject: u64, verdict: bool, ai: bool) -> Voice<'static> {
         Voice {
             id: FeedbackId::new(),
             at: subject * 60_000,
@@ -85,13 +85,14 @@ mod tests {
             named: true,
             ai,
             subject,
+            texts: ["", ""],
             verdict: Some(verdict),
             words: verdict.to_string(),
         }
     }
 
     /// Three people who agree on sixty pairs; the judge says the same of the first `right` of those that he shares.
-    fn world(shared: u64, right: u64, alone: u64) -> Vec<Voice> {
+    fn world(shared: u64, right: u64, alone: u64) -> Vec<Voice<'static>> {
         let people = (0..180).map(|n| voice(&format!("p{}", n % 3), n / 3, true, false));
         let judge = (0..shared + alone).map(|n| {
             let subject = if n < shared { n } else { 1000 + n };

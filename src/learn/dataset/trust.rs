@@ -4,22 +4,21 @@
 //! the rest agrees with them; and no rater has more than his share of what remains, where all that begin in one burst are
 //! one.
 //!
-//! The agreement is the one-coin model of Dawid and Skene (*Maximum likelihood estimation of observer error-rates*, 1979)
-//! solved by fixed-point iteration: the vote on each shared answer is that of the others, each weighed by how far *he* is
-//! right, and nobody with more than his share; a rater's rate of agreement is drawn towards everybody's by [`PRIOR`]
-//! judgements, so that few of them say little. He counts in full who agrees as often as the median judgement's rater, and for
-//! nothing who agrees half of the time or less. Where the median itself is no better than a coin nobody is weighed: nothing
-//! tells who is right.
+//! How far the rest agrees is counted on what several people judged ([`super::agreement`]), which is the stronger evidence,
+//! and by a model that learned from the others what words they like ([`super::opinion`]). Of whom the model finds against it, the
+//! vote is taken before agreement is counted; who is vouched for by the votes that remain is not asked for the model's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::completion::{FeedbackId, JudgeNote, RaterNote};
 
+use super::agreement::{Standing, Tally, pooled, standings};
+use super::opinion::Opinion;
 use super::{Config, judges};
 
 /// One judgement, as far as trust goes.
 #[derive(Debug, Clone)]
-pub struct Voice {
+pub struct Voice<'a> {
     pub id: FeedbackId,
     /// Milliseconds.
     pub at: u64,
@@ -31,6 +30,8 @@ pub struct Voice {
     pub ai: bool,
     /// What is judged: an answer, or two.
     pub subject: u64,
+    /// Its words: the answers, the second one empty where there is one.
+    pub texts: [&'a str; 2],
     /// The subject is good, or its first answer better than its second; `None` says neither.
     pub verdict: Option<bool>,
     /// All that is said, to tell a repeat.
@@ -52,38 +53,49 @@ pub struct Trust {
     pub warnings: Vec<String>,
 }
 
-/// Judgements' worth of everybody's agreement that a rater begins with.
-const PRIOR: f64 = 4.0;
-const ROUNDS: usize = 6;
 /// Raters that are listed at most.
 const LISTED: usize = 20;
 
-/// A rater's standing among the others.
-#[derive(Debug, Clone, Copy, Default)]
-struct Standing {
-    agree: f64,
-    shared: f64,
-    agreement: f64,
-    weight: f64,
+/// What is known of the raters.
+struct Known {
+    standings: HashMap<String, Standing>,
+    opinion: Option<Opinion>,
+}
+
+impl Known {
+    fn weight(&self, who: &str) -> f64 {
+        let (standing, opinion) = (self.standings.get(who), self.opinion.as_ref());
+        let vouched = standing.is_some_and(|standing| standing.shared.vouched());
+        let opinion = opinion.filter(|_| !vouched).map_or(1.0, |opinion| opinion.weight(who));
+        standing.map_or(1.0, |standing| standing.weight) * opinion
+    }
 }
 
 /// Weighs judgements, which may come in any order.
-pub fn weigh(mut voices: Vec<Voice>, config: &Config) -> Trust {
+pub fn weigh(mut voices: Vec<Voice<'_>>, config: &Config) -> Trust {
     voices.sort_by_key(|voice| (voice.at, voice.id));
     let mut trust = Trust::default();
     let voices = without_repeats(voices, &mut trust);
-    let (judged, voices): (Vec<Voice>, Vec<Voice>) = voices.into_iter().partition(|voice| voice.ai);
+    let (judged, voices): (Vec<Voice<'_>>, Vec<Voice<'_>>) = voices.into_iter().partition(|voice| voice.ai);
     let voices = without_haste(voices, config, &mut trust);
-    let standings = standings(&voices, config.rater_share);
-    trust.warn_of_discord(&standings);
+    let first = standings(&voices, config.rater_share, &|_| 1.0);
+    trust.warn_of_discord(&first);
+    let before = |who: &str| first.get(who).map_or(1.0, |standing| standing.weight);
+    let opinion = if config.opinion { Opinion::form(&voices, config.rater_share, &before) } else { None };
+    let standings = match &opinion {
+        Some(opinion) => standings(&voices, config.rater_share, &|who| opinion.weight(who)),
+        None => first.clone(),
+    };
+    let known = Known { standings, opinion };
     let crowd = crowd(&voices);
     if !crowd.is_empty() {
         trust
             .warnings
             .push(format!("{} new raters began in one burst; together they count as one", crowd.len()));
     }
-    let group = |voice: &Voice| if crowd.contains(&voice.who) { String::new() } else { voice.who.clone() };
-    let believed = |who: &str| standings.get(who).map_or(1.0, |standing| standing.weight);
+    let group =
+        |voice: &Voice<'_>| if crowd.contains(&voice.who) { String::new() } else { voice.who.clone() };
+    let believed = |who: &str| known.weight(who);
     let mut sums: HashMap<String, f64> = HashMap::new();
     for voice in &voices {
         *sums.entry(group(voice)).or_default() += believed(&voice.who);
@@ -98,20 +110,23 @@ pub fn weigh(mut voices: Vec<Voice>, config: &Config) -> Trust {
         person.0 += 1;
     }
     trust.raters = people.values().filter(|(_, weight)| *weight > 0.0).count();
-    trust.note(&people, &standings);
-    trust.warn_of_camps(&people, &standings);
+    trust.note(&people, &known);
+    trust.warn_of_camps(&people, &first);
     trust.hear(&judged, voices, most, config);
     trust
 }
 
 impl Trust {
     /// Judge models, beside people who have their weights.
-    fn hear(&mut self, judged: &[Voice], people: Vec<Voice>, most: f64, config: &Config) {
-        let weighed = |voice: Voice| {
-            let weight = self.weights.get(&voice.id).copied().unwrap_or(0.0);
-            (voice, weight)
-        };
-        let people: Vec<(Voice, f64)> = people.into_iter().map(weighed).collect();
+    fn hear(&mut self, judged: &[Voice<'_>], people: Vec<Voice<'_>>, most: f64, config: &Config) {
+        let weight = |voice: &Voice<'_>| self.weights.get(&voice.id).copied().unwrap_or(0.0);
+        let people: Vec<(Voice<'_>, f64)> = people
+            .into_iter()
+            .map(|voice| {
+                let weight = weight(&voice);
+                (voice, weight)
+            })
+            .collect();
         let notes = judges::weigh(judged, &people, most, config);
         for voice in judged {
             self.weights.insert(voice.id, notes.get(&voice.who).map_or(0.0, |note| note.weight));
@@ -121,36 +136,55 @@ impl Trust {
         self.judges.truncate(LISTED);
     }
 
-    fn leave_out(&mut self, why: &str, voice: &Voice) {
+    fn leave_out(&mut self, why: &str, voice: &Voice<'_>) {
         *self.left_out.entry(why.to_owned()).or_default() += 1;
         self.weights.insert(voice.id, 0.0);
     }
 
-    fn note(&mut self, people: &BTreeMap<&str, (usize, f64)>, standings: &HashMap<String, Standing>) {
+    fn note(&mut self, people: &BTreeMap<&str, (usize, f64)>, known: &Known) {
+        let view = |who: &str| known.opinion.as_ref().and_then(|opinion| opinion.of(who));
         let mut notes: Vec<RaterNote> = people
             .iter()
             .filter(|(_, (_, weight))| *weight < 0.9)
             .map(|(who, (judgements, weight))| RaterNote {
                 rater: (*who).to_owned(),
                 judgements: *judgements,
-                agreement: standings.get(*who).filter(|s| s.shared > 0.0).map(|s| s.agree / s.shared),
+                agreement: known.standings.get(*who).and_then(|standing| standing.shared.rate()),
+                opinion: view(who).and_then(|view| view.judged.rate()),
                 weight: *weight,
             })
             .collect();
         notes.sort_by_key(|note| std::cmp::Reverse(note.judgements));
-        let contradict = standings.values().filter(|standing| standing.contradicts()).count();
-        if contradict > 0 {
-            self.warnings
-                .push(format!("{contradict} raters contradict the rest on the answers that they share"));
-        }
         notes.truncate(LISTED);
         self.weighed_down = notes;
+        let contradicts = |who: &str| known.standings.get(who).is_some_and(|own| own.shared.contradicts());
+        let count = people.keys().filter(|who| contradicts(who)).count();
+        if count > 0 {
+            self.warnings.push(format!("{count} raters contradict the rest on the answers that they share"));
+        }
+        let unheard = |who: &str| !contradicts(who) && known.weight(who) == 0.0;
+        let count = people
+            .keys()
+            .filter(|who| unheard(who) && view(who).is_some_and(|view| view.judged.contradicts()))
+            .count();
+        if count > 0 {
+            self.warnings.push(format!("{count} raters contradict what the others' judgements teach"));
+        }
+        if let Some((raters, judgements)) = known.opinion.as_ref().and_then(|opinion| opinion.camp) {
+            let all: usize = people.values().map(|(judgements, _)| judgements).sum();
+            self.warnings.push(format!(
+                "raters fall into camps by what they like: about {raters:.0} of {} with {:.0}% of the judgements say the \
+                 opposite of what the others' judgements teach",
+                people.len(),
+                100.0 * judgements / all.max(1) as f64
+            ));
+        }
     }
 
     fn warn_of_discord(&mut self, standings: &HashMap<String, Standing>) {
         const MANY: f64 = 50.0;
         let all: Vec<&Standing> = standings.values().collect();
-        let shared: f64 = all.iter().map(|standing| standing.shared).sum();
+        let shared: f64 = all.iter().map(|standing| standing.shared.of).sum();
         if shared >= MANY && pooled(&all) < 0.5 {
             self.warnings.push(format!(
                 "people contradict each other more often than not on the answers that they share (agreement {:.2})",
@@ -167,21 +201,22 @@ impl Trust {
         standings: &HashMap<String, Standing>,
     ) {
         const SURE: f64 = 6.0;
-        let shared: Vec<&Standing> = standings.values().filter(|s| s.shared >= 2.0).collect();
-        let mean = pooled(&shared);
+        let several: Vec<&Standing> = standings.values().filter(|own| own.shared.of >= 2.0).collect();
+        let mean = pooled(&several);
+        let shared: Vec<Tally> = several.into_iter().map(|own| own.shared).collect();
         let spread = mean * (1.0 - mean);
         if shared.len() < 10 || spread < 1e-6 {
             return;
         }
         let excess: f64 =
-            shared.iter().map(|s| (s.agree - s.shared * mean).powi(2) / (s.shared * spread) - 1.0).sum();
+            shared.iter().map(|s| (s.agree - s.of * mean).powi(2) / (s.of * spread) - 1.0).sum();
         // The variance of each term is 2 and what the fourth moment of few judgements adds.
-        let variance: f64 = shared.iter().map(|s| 2.0 + (1.0 / spread - 6.0).max(0.0) / s.shared).sum();
+        let variance: f64 = shared.iter().map(|s| 2.0 + (1.0 / spread - 6.0).max(0.0) / s.of).sum();
         if excess / variance.sqrt() < SURE {
             return;
         }
         let against =
-            |who: &str| standings.get(who).is_some_and(|s| s.shared > 0.0 && s.agree < 0.5 * s.shared);
+            |who: &str| standings.get(who).is_some_and(|s| s.shared.rate().is_some_and(|rate| rate < 0.5));
         let (mut count, mut volume, mut all) = (0, 0, 0);
         for (who, (judgements, _)) in people {
             all += judgements;
@@ -197,21 +232,10 @@ impl Trust {
     }
 }
 
-impl Standing {
-    /// The upper end of Wilson's interval of the agreement is below a half; of 99.9%, as there are many raters.
-    fn contradicts(&self) -> bool {
-        const Z: f64 = 3.29;
-        let (n, rate) = (self.shared, self.agree / self.shared.max(1.0));
-        let centre = (rate + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-        let half = Z / (1.0 + Z * Z / n) * (rate * (1.0 - rate) / n + Z * Z / (4.0 * n * n)).sqrt();
-        n >= 1.0 && centre + half < 0.5
-    }
-}
-
 /// Each word once; of several words of one person on one subject, the last of each kind.
-fn without_repeats(voices: Vec<Voice>, trust: &mut Trust) -> Vec<Voice> {
+fn without_repeats<'a>(voices: Vec<Voice<'a>>, trust: &mut Trust) -> Vec<Voice<'a>> {
     let mut seen = HashSet::new();
-    let (first, repeats): (Vec<Voice>, Vec<Voice>) = voices
+    let (first, repeats): (Vec<Voice<'a>>, Vec<Voice<'a>>) = voices
         .into_iter()
         .partition(|voice| seen.insert((voice.who.clone(), voice.subject, voice.words.clone())));
     for voice in &repeats {
@@ -232,14 +256,14 @@ fn without_repeats(voices: Vec<Voice>, trust: &mut Trust) -> Vec<Voice> {
 }
 
 /// Nobody reads more than so many answers in so many seconds.
-fn without_haste(voices: Vec<Voice>, config: &Config, trust: &mut Trust) -> Vec<Voice> {
+fn without_haste<'a>(voices: Vec<Voice<'a>>, config: &Config, trust: &mut Trust) -> Vec<Voice<'a>> {
     let window = (config.burst_seconds * 1000.0) as u64;
     if config.burst == 0 || window == 0 {
         return voices;
     }
     let mut recent: HashMap<String, Vec<u64>> = HashMap::new();
     let mut hasty = HashSet::new();
-    let (kept, left): (Vec<Voice>, Vec<Voice>) = voices.into_iter().partition(|voice| {
+    let (kept, left): (Vec<Voice<'a>>, Vec<Voice<'a>>) = voices.into_iter().partition(|voice| {
         if !voice.named {
             return true;
         }
@@ -262,94 +286,9 @@ fn without_haste(voices: Vec<Voice>, config: &Config, trust: &mut Trust) -> Vec<
     kept
 }
 
-fn pooled(standings: &[&Standing]) -> f64 {
-    let (agree, shared) = standings.iter().fold((0.0, 0.0), |sum, s| (sum.0 + s.agree, sum.1 + s.shared));
-    if shared > 0.0 { agree / shared } else { 0.5 }
-}
-
-/// How far the rest agrees with each rater.
-fn standings(voices: &[Voice], share: f64) -> HashMap<String, Standing> {
-    let mut subjects: HashMap<u64, Vec<(&str, bool)>> = HashMap::new();
-    for voice in voices {
-        if let Some(verdict) = voice.verdict {
-            subjects.entry(voice.subject).or_default().push((&voice.who, verdict));
-        }
-    }
-    let mut standings: HashMap<String, Standing> = voices
-        .iter()
-        .map(|voice| (voice.who.clone(), Standing { weight: 1.0, ..Standing::default() }))
-        .collect();
-    subjects.retain(|_, said| said.len() > 1);
-    let mut volumes: HashMap<&str, f64> = HashMap::new();
-    for voice in voices {
-        *volumes.entry(&voice.who).or_default() += 1.0;
-    }
-    for _ in 0..ROUNDS {
-        let sum = |(who, volume): (&&str, &f64)| volume * standings.get(*who).map_or(1.0, |own| own.weight);
-        let most = loudest(volumes.iter().map(sum).collect(), share);
-        let votes: HashMap<&str, f64> = volumes
-            .iter()
-            .map(|(who, volume)| {
-                let weight = standings.get(*who).map_or(1.0, |own| own.weight);
-                (*who, weight * (most / (volume * weight).max(1e-9)).min(1.0))
-            })
-            .collect();
-        let mut agreed: HashMap<&str, (f64, f64)> = HashMap::new();
-        for said in subjects.values() {
-            let vote = |(who, verdict): &(&str, bool)| {
-                let weight = votes.get(who).copied().unwrap_or(1.0);
-                if *verdict { weight } else { -weight }
-            };
-            let all: f64 = said.iter().map(vote).sum();
-            for one in said {
-                let others = all - vote(one);
-                if others.abs() > 1e-9 {
-                    let (agree, shared) = agreed.entry(one.0).or_default();
-                    *agree += f64::from(u8::from((others > 0.0) == one.1));
-                    *shared += 1.0;
-                }
-            }
-        }
-        for (who, (agree, shared)) in agreed {
-            if let Some(standing) = standings.get_mut(who) {
-                (standing.agree, standing.shared) = (agree, shared);
-            }
-        }
-        let mean = pooled(&standings.values().collect::<Vec<_>>());
-        for standing in standings.values_mut() {
-            standing.agreement = (standing.agree + PRIOR * mean) / (standing.shared + PRIOR);
-        }
-        let usual = median(&standings, &volumes, most);
-        for standing in standings.values_mut() {
-            standing.weight = if usual > 0.55 {
-                ((2.0 * standing.agreement - 1.0) / (2.0 * usual - 1.0)).clamp(0.0, 1.0)
-            } else {
-                1.0
-            };
-        }
-    }
-    standings
-}
-
-/// The agreement of the rater of the median judgement, of whose judgements at most so many count.
-fn median(standings: &HashMap<String, Standing>, volumes: &HashMap<&str, f64>, most: f64) -> f64 {
-    let shared = standings.iter().filter(|(_, standing)| standing.shared > 0.0);
-    let mut of: Vec<(f64, f64)> = shared
-        .map(|(who, own)| (own.agreement, volumes.get(&**who).copied().unwrap_or(0.0).min(most)))
-        .collect();
-    of.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let half = of.iter().map(|(_, volume)| volume).sum::<f64>() / 2.0;
-    let mut below = 0.0;
-    let middle = of.iter().find(|(_, volume)| {
-        below += volume;
-        below >= half
-    });
-    middle.map_or(0.5, |(agreement, _)| *agreement)
-}
-
 /// Raters who all began within a minute, ten, or an hour in which five times as much was said as usual, four fifths of it
 /// by newcomers.
-fn crowd(voices: &[Voice]) -> HashSet<String> {
+fn crowd(voices: &[Voice<'_>]) -> HashSet<String> {
     const SPANS: [u64; 3] = [60_000, 600_000, 3_600_000];
     const LEAST: usize = 20;
     let mut first: HashMap<&str, u64> = HashMap::new();
@@ -358,7 +297,7 @@ fn crowd(voices: &[Voice]) -> HashSet<String> {
     }
     let mut crowd = HashSet::new();
     for span in SPANS {
-        let mut windows: BTreeMap<u64, Vec<&Voice>> = BTreeMap::new();
+        let mut windows: BTreeMap<u64, Vec<&Voice<'_>>> = BTreeMap::new();
         for voice in voices {
             windows.entry(voice.at / span).or_default().push(voice);
         }
@@ -385,7 +324,7 @@ fn crowd(voices: &[Voice]) -> HashSet<String> {
 
 /// What one group may count at most, so that none has more than `share` of the whole when it is kept to it. Of a few
 /// raters each may have twice an equal share: somebody has to be the loudest.
-fn loudest(mut sums: Vec<f64>, share: f64) -> f64 {
+pub(super) fn loudest(mut sums: Vec<f64>, share: f64) -> f64 {
     let share = share.max(2.0 / sums.len().max(1) as f64);
     sums.sort_by(|a, b| b.total_cmp(a));
     let mut rest: f64 = sums.iter().sum();
@@ -404,160 +343,4 @@ fn loudest(mut sums: Vec<f64>, share: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use rand::{RngExt, SeedableRng, rngs::StdRng};
-
-    use super::*;
-
-    fn voice(who: &str, subject: u64, up: bool, at: u64) -> Voice {
-        let words = if up { "up" } else { "down" }.to_owned();
-        Voice {
-            id: FeedbackId::new(),
-            at,
-            who: who.to_owned(),
-            named: true,
-            ai: false,
-            subject,
-            verdict: Some(up),
-            words,
-        }
-    }
-
-    /// Honest raters are right nine times in ten; the others say the opposite of what they would have said.
-    fn world(honest: usize, flipping: usize, each: usize, seed: u64) -> Vec<Voice> {
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut voices = Vec::new();
-        for rater in 0..honest + flipping {
-            for nth in 0..each {
-                let subject = random.random_range(0..200u64);
-                let right = random.random_bool(0.9) == (rater < honest);
-                voices.push(voice(
-                    &format!("r{rater}"),
-                    subject,
-                    (subject % 2 == 0) == right,
-                    (nth * 1_000_000) as u64,
-                ));
-            }
-        }
-        voices
-    }
-
-    /// Their share of the weight, and what is said of it.
-    fn flipped(voices: &[Voice], honest: usize) -> (f64, Trust) {
-        let trust = weigh(voices.to_vec(), &Config::default());
-        let of = |flips: bool| -> f64 {
-            let theirs = voices.iter().filter(|v| (v.who[1..].parse::<usize>().unwrap() >= honest) == flips);
-            theirs.map(|voice| trust.weights[&voice.id]).sum()
-        };
-        (of(true) / (of(true) + of(false)), trust)
-    }
-
-    #[test]
-    fn those_who_contradict_the_rest_count_for_nothing() {
-        let mut voices = world(100, 0, 14, 1);
-        // Three raters with 30% of the volume.
-        let loud = world(0, 3, 200, 2);
-        voices.extend(
-            loud.into_iter()
-                .map(|v| Voice { who: format!("r{}", 100 + v.who[1..].parse::<usize>().unwrap()), ..v }),
-        );
-        let (share, trust) = flipped(&voices, 100);
-        assert!(share < 0.01, "{share}");
-        assert!(
-            trust.warnings.iter().any(|warning| warning.starts_with("3 raters contradict")),
-            "{:?}",
-            trust.warnings
-        );
-        assert!(trust.weighed_down[0].agreement.unwrap() < 0.2, "{:?}", trust.weighed_down);
-    }
-
-    #[test]
-    fn a_camp_of_many_small_raters_is_noticed() {
-        let (share, trust) = flipped(&world(700, 300, 4, 3), 700);
-        assert!(share < 0.1, "{share}");
-        assert!(
-            trust.warnings.iter().any(|warning| warning.contains("fall into camps")),
-            "{:?}",
-            trust.warnings
-        );
-        for seed in 0..20 {
-            let (_, trust) = flipped(&world(300, 0, 4, seed), 300);
-            assert!(trust.warnings.is_empty(), "{:?}", trust.warnings);
-        }
-    }
-
-    /// Three loud raters who judge the same answers outvote the honest ones there, were it not for their share.
-    #[test]
-    fn a_loud_clique_does_not_outvote_the_rest() {
-        let mut voices: Vec<Voice> =
-            (0..600).map(|n| voice(&format!("r{}", n * 7 % 100), n / 3, true, n * 1000)).collect();
-        voices.extend((0..258).map(|n| voice(&format!("r{}", 100 + n % 3), n / 3, false, n * 5000)));
-        let (share, trust) = flipped(&voices, 100);
-        assert!(share < 0.01, "{share} {:?}", trust.warnings);
-    }
-
-    #[test]
-    fn where_everybody_contradicts_everybody_nobody_is_right() {
-        let voices: Vec<Voice> =
-            (0..200).map(|n| voice(&format!("r{}", n % 40), n / 2, n % 2 == 0, n * 9000)).collect();
-        let trust = weigh(voices, &Config::default());
-        assert!(trust.weights.values().all(|weight| *weight == 1.0));
-        assert!(
-            trust.warnings.iter().any(|warning| warning.starts_with("people contradict")),
-            "{:?}",
-            trust.warnings
-        );
-    }
-
-    #[test]
-    fn without_shared_answers_the_share_alone_bounds_a_rater() {
-        let mut voices: Vec<Voice> =
-            (0..700).map(|n| voice(&format!("r{}", n % 100), n, true, n * 100_000)).collect();
-        voices.extend((0..300).map(|n| voice(&format!("r{}", 100 + n % 3), 1000 + n, false, n * 200_000)));
-        let (share, _) = flipped(&voices, 100);
-        assert!((share - 0.15).abs() < 1e-9, "{share}");
-    }
-
-    #[test]
-    fn repeats_and_second_thoughts_count_once() {
-        let said = vec![
-            voice("a", 1, true, 1),
-            voice("a", 1, true, 2),
-            voice("a", 1, false, 3),
-            voice("b", 1, true, 3),
-        ];
-        let trust = weigh(said.clone(), &Config::default());
-        assert_eq!(trust.left_out, BTreeMap::from([("repeats".to_owned(), 1), ("taken back".to_owned(), 1)]));
-        assert_eq!((trust.weights[&said[0].id], trust.weights[&said[2].id]), (0.0, 1.0));
-        assert_eq!(trust.raters, 2);
-    }
-
-    #[test]
-    fn nobody_reads_fifty_answers_in_a_second() {
-        let mut said: Vec<Voice> = (0..50).map(|n| voice("fast", n, true, 1000 + n)).collect();
-        said.extend((0..50).map(|n| voice("slow", 100 + n, true, n * 5000)));
-        let trust = weigh(said, &Config::default());
-        assert_eq!(trust.left_out["too fast to be read"], 40);
-        assert!(trust.warnings[0].contains("faster than anybody reads"));
-    }
-
-    #[test]
-    fn a_crowd_of_newcomers_counts_as_one() {
-        let mut said: Vec<Voice> =
-            (0..600).map(|n| voice(&format!("r{}", n % 60), n, true, n * 30_000)).collect();
-        assert!(weigh(said.clone(), &Config::default()).warnings.is_empty());
-        said.extend((0..300).map(|n| voice(&format!("s{n}"), 1000 + n, false, 9_000_000 + n * 150)));
-        let trust = weigh(said.clone(), &Config::default());
-        assert!(trust.warnings[0].starts_with("300 new raters"), "{:?}", trust.warnings);
-        let theirs: f64 = said.iter().filter(|v| v.who.starts_with('s')).map(|v| trust.weights[&v.id]).sum();
-        assert!(theirs < 40.0, "{theirs}");
-    }
-
-    #[test]
-    fn the_loudest_has_his_share_of_what_remains() {
-        assert_eq!(loudest(vec![1.0; 40], 0.05), 2.0);
-        let most = loudest([vec![100.0], vec![1.0; 99]].concat(), 0.05);
-        assert!((most / (most + 99.0) - 0.05).abs() < 1e-9, "{most}");
-        assert!(loudest(vec![7.0], 0.05) >= 7.0 && loudest(vec![], 0.05) > 0.0);
-    }
-}
+mod tests;
