@@ -128,7 +128,7 @@ fn measure(
             row("decode_8_streams_tokens_per_second", all(|figures| figures.eight));
         }
         What::Train => {
-            let model = generate::load(&config.policy.model)?;
+            let model = generate::load(&config.policy.model, config.policy.device)?;
             let measured = (0..rounds).map(|_| learn::train(&model, config)).collect::<Result<_, _>>()?;
             row("train_lora_tokens_per_second", measured);
         }

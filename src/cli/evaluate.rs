@@ -24,7 +24,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let lines = jsonl::read(&args.data)?;
-    let model = generate::load(&config.policy.model)?;
+    let model = generate::load(&config.policy.model, config.policy.device)?;
     let adapter = generate::adapter(&model, args.adapter.as_deref())?;
     let watch = Watch {
         micro_tokens: config.learn.pace.micro_tokens,

@@ -43,7 +43,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let lines = jsonl::read(&args.data)?;
-    let model = Arc::new(generate::load(&config.policy.model)?);
+    let model = Arc::new(generate::load(&config.policy.model, config.policy.device)?);
     let interactions = Interactions::new(&config.signals, app::classifier(&config.signals)?)?;
     let mut prompts = Vec::new();
     for (line, object) in &lines {

@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args, mut config: Config) -> Result<(), Error> {
     }
     let [data] = args.data.as_slice() else { return Err("this recipe reads one file of --data".into()) };
     let lines = jsonl::read(data)?;
-    let model = Arc::new(generate::load(&config.policy.model)?);
+    let model = Arc::new(generate::load(&config.policy.model, config.policy.device)?);
     let bar = jsonl::bar(1000, "training");
     let report = |stage: &str, done: f64, measures: Measures<'_>| {
         bar.set_position((done * 1000.0) as u64);

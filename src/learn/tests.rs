@@ -19,7 +19,7 @@ use crate::policy::{self, Engine, Model, Served, write_tiny};
 fn tiny_model() -> Arc<Model> {
     let folder = tempfile::tempdir().unwrap();
     write_tiny(folder.path(), 0).unwrap();
-    Arc::new(Model::load(folder.path().to_str().unwrap()).unwrap())
+    Arc::new(Model::load(folder.path().to_str().unwrap(), policy::Device::Cpu).unwrap())
 }
 
 /// An engine that serves nobody.
