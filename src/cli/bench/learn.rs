@@ -8,7 +8,9 @@ use std::{
 use crate::cli::Error;
 use crate::completion::Prompt;
 use crate::config::Config;
-use crate::learn::{Measures, Method, Online, Pace, Practice, RewardModel, Sequence, Watch, ppo as recipe};
+use crate::learn::{
+    Measures, Method, MicroTokens, Online, Pace, Practice, RewardModel, Sequence, Watch, ppo as recipe,
+};
 use crate::policy::{AdapterGradient, Batch, Decoder, Engine, Model};
 
 use super::serve;
@@ -76,7 +78,7 @@ fn iteration(engine: &Engine, config: &Config, round: usize) -> Result<(f64, f64
     let score = |sequences: &[Sequence], watch: &Watch<'_>| reward.score(model, sequences, watch);
     let nowhere = |_: &str, _: f64, _: Measures<'_>| ();
     let watch = Watch {
-        micro_tokens: config.learn.pace.micro_tokens,
+        micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &nowhere,
