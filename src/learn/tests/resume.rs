@@ -93,7 +93,7 @@ fn a_run_that_is_cut_off_and_resumed_ends_with_the_same_bits() {
         let dir = tempfile::tempdir().unwrap();
         let mut cuts = 0;
         // Each time it gets as far as so many micro-batches, which is enough for a step at last.
-        for patience in 5.. {
+        for patience in 2.. {
             let checkpoints = Checkpoints::new(dir.path(), 1, recipe.to_owned(), cuts > 0);
             let left = AtomicUsize::new(patience);
             let between =
