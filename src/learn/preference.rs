@@ -155,7 +155,9 @@ pub(super) fn sft_gradient(
             forward.backward(&model.decoder, micro, &dlogprobs, gradient)?;
             Ok(nats / tokens as f64)
         })?;
-        losses.into_iter().for_each(|part| loss -= part);
+        for part in losses {
+            loss -= part;
+        }
     }
     Ok(vec![("loss", finite(loss)?)])
 }
@@ -262,7 +264,9 @@ fn mismatched_kl(
             let each = policy.iter().zip(&base).map(|(policy, base)| f64::from(*policy) - f64::from(*base));
             Ok(each.sum::<f64>())
         })?;
-        parts.into_iter().for_each(|part| sum += part);
+        for part in parts {
+            sum += part;
+        }
     }
     Ok((sum / strangers.len().max(1) as f64).max(0.0))
 }

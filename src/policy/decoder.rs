@@ -13,7 +13,7 @@ use super::{
     architecture::Architecture,
     attention::{Past, Reach, Span, attend, blocks_of},
     backward::{LayerTape, PartTape, Tape},
-    device::{Placement, on_slices},
+    device::{Placement, on_slices, product_rate},
     kv::KvCache,
     linear::Linear,
     lora::{Adapter, Target},
@@ -213,6 +213,29 @@ impl Decoder {
     /// Where the weights are, and with them everything else.
     pub(crate) fn placement(&self) -> Placement {
         Placement::of(&self.norm)
+    }
+
+    /// Whether the weights are on a card.
+    pub fn is_on_card(&self) -> bool {
+        self.norm.device().is_cuda()
+    }
+
+    /// Returns once the device has done what it was given.
+    pub fn synchronize(&self) -> Result<()> {
+        self.norm.device().synchronize()
+    }
+
+    /// Frozen numbers that every token is multiplied with.
+    pub fn multiplied(&self) -> usize {
+        let linears = self.layers.iter().flat_map(|layer| &layer.linears);
+        linears.chain([&self.head]).map(|linear| linear.dims().iter().product::<usize>()).sum()
+    }
+
+    /// Operations a second that plain products of large matrices reach on the decoder's device.
+    pub fn product_rate(&self) -> Result<f64> {
+        const SIZE: usize = 8192;
+        const TIMES: usize = 20;
+        product_rate(&self.placement(), SIZE, TIMES)
     }
 
     /// Threads that take sequences through the layers. What computes beside the CPU is driven by one.

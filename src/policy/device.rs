@@ -1,5 +1,7 @@
 //! Where the model's tensors lie and in which type: f32 on the CPU, bf16 on a card.
 
+use std::time::Instant;
+
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -96,6 +98,22 @@ pub(crate) fn on_host(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_dtype(DType::F32)?.to_device(&candle_core::Device::Cpu)?.contiguous()
 }
 
+/// Operations a second (a product and a sum are two) that plain products of square matrices reach where the weights are:
+/// what the decoder's own products can be held against.
+pub(crate) fn product_rate(placement: &Placement, size: usize, times: usize) -> Result<f64> {
+    let matrix = || Tensor::randn(0f32, 1f32, (size, size), &placement.device)?.to_dtype(placement.dtype);
+    let (a, b) = (matrix()?, matrix()?);
+    // The first ones choose and load a kernel.
+    let _warm = (a.matmul(&b)?, a.matmul(&b)?);
+    placement.device.synchronize()?;
+    let started = Instant::now();
+    for _ in 0..times {
+        a.matmul(&b)?;
+    }
+    placement.device.synchronize()?;
+    Ok(2.0 * (size as f64).powi(3) * times as f64 / started.elapsed().as_secs_f64())
+}
+
 /// Whether the device failed for want of memory: smaller work may succeed.
 pub fn is_out_of_memory(fault: &candle_core::Error) -> bool {
     // The driver's `CUDA_ERROR_OUT_OF_MEMORY` and cuBLAS's `CUBLAS_STATUS_ALLOC_FAILED` have no variant of their own here.
@@ -113,6 +131,11 @@ mod tests {
         assert!(is_out_of_memory(&fault("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")));
         assert!(is_out_of_memory(&fault("CublasError(CUBLAS_STATUS_ALLOC_FAILED)")));
         assert!(!is_out_of_memory(&fault("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)")));
+    }
+
+    #[test]
+    fn products_have_a_rate() {
+        assert!(product_rate(&Placement::cpu(), 64, 3).unwrap() > 1e6);
     }
 
     #[test]
