@@ -14,12 +14,15 @@ command -v nvcc >/dev/null || fail 'there is no nvcc: the CUDA toolkit is needed
 card=$(nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | head -n 1)
 [ -n "$card" ] || fail 'nvidia-smi names no card'
 
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+
 export GYROSTAT_POLICY__DEVICE=cuda GYROSTAT_POLICY__MODEL="${1:-default}"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
-cargo test --locked --features cuda --lib policy::tests::tensors::card -- --nocapture 2>&1 | tee "$out/tests"
-if grep -q '^skipped:' "$out/tests"; then fail 'no CUDA device answered the tests'; fi
+# Both in release, so that the card's kernels are compiled once.
+cargo test --locked --release --features cuda --lib policy::tests::tensors::card -- --nocapture 2>&1 | tee "$out/tests"
+if grep -q 'skipped: no CUDA device' "$out/tests"; then fail 'no CUDA device answered the tests'; fi
 passed=$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' "$out/tests")
 [ "${passed:-0}" -gt 0 ] || fail 'there were no tests'
 
@@ -33,7 +36,7 @@ done
     printf 'Written by `benches/gpu.sh`; the figures of the CPU are in RESULTS.md.\n\n'
     printf -- '- Card: %s\n' "$card"
     printf -- '- Model: `%s`, in bf16; adapters and their optimiser in f32\n' "$GYROSTAT_POLICY__MODEL"
-    printf -- '- Commit: %s, %s\n' "$(git rev-parse --short HEAD)" "$(date -u +%F)"
+    printf -- '- Commit: %s, %s\n' "$commit" "$(date -u +%F)"
     printf -- '- Tests that hold the card against the CPU: %s passed\n\n' "$passed"
     printf 'The share of the card is that of four operations for each frozen parameter and token, in the rate of plain products of\n'
     printf 'large matrices of the same type that the same run measured.\n'
@@ -42,5 +45,6 @@ done
         cat "$out/$what"
         printf '```\n'
     done
-} >benches/RESULTS-gpu.md
+} >"$out/results"
+mv "$out/results" benches/RESULTS-gpu.md
 printf 'benches/RESULTS-gpu.md is written\n'

@@ -238,7 +238,7 @@ impl Decoder {
         product_rate(&self.placement(), SIZE, TIMES)
     }
 
-    /// Threads that take sequences through the layers. What computes beside the CPU is driven by one.
+    /// Threads that take sequences through the layers; a card is driven by one.
     fn threads(&self) -> usize {
         if on_slices(&self.norm) { rayon::current_num_threads() } else { 1 }
     }
@@ -254,11 +254,14 @@ impl Decoder {
             return Ok(Places { angles, reach: Some(Reach::fresh(&batch.spans, heads, device)?) });
         };
         let stored: Option<Vec<_>> = caches.iter().map(|cache| cache.stored()).collect();
-        let Some(stored) = stored.filter(|stored| !stored.is_empty()) else {
-            candle_core::bail!("the caches are not on the decoder's device")
+        let stored = stored.unwrap_or_default();
+        let Some((store, _)) =
+            stored.first().filter(|(store, _)| stored.iter().all(|(other, _)| Arc::ptr_eq(store, other)))
+        else {
+            candle_core::bail!("the caches do not lie in one store on the decoder's device")
         };
         let location = |nth: usize, place: usize| stored[nth].1[place];
-        let reach = Reach::stored(&batch.spans, heads, stored[0].0, &location)?;
+        let reach = Reach::stored(&batch.spans, heads, store, &location)?;
         Ok(Places { angles, reach: Some(reach) })
     }
 

@@ -81,7 +81,7 @@ impl Reach {
         stored: Option<Stored>,
     ) -> Result<Self> {
         let mut alike: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-        for (nth, span) in spans.iter().enumerate() {
+        for (nth, span) in spans.iter().enumerate().filter(|(_, span)| span.len > 0) {
             let size = (span.len.next_power_of_two(), (span.position + span.len).next_power_of_two());
             alike.entry(size).or_default().push(nth);
         }

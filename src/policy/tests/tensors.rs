@@ -79,13 +79,12 @@ fn check_steps(placement: &Placement, tolerance: f64) {
         let long: Vec<u32> = (0..70).map(|at| (at * 11 + 5) % 259).collect();
         let sequences = [&long[..], &TOKENS[..], &long[20..60]];
         let expected = sequences.map(|tokens| of_last(&of(family), tokens, &adapter));
-        let mut caches = sequences.map(|tokens| KvCache::of(&decoder, tokens.len()).unwrap());
-        // Blocks of pools of their own do not lie in one store.
         let mut pool = policy::kv::Pool::new(&decoder.architecture, 256, placement).unwrap();
-        for (cache, tokens) in caches.iter_mut().zip(sequences) {
-            *cache = KvCache::default();
+        let mut caches = sequences.map(|tokens| {
+            let mut cache = KvCache::default();
             (0..tokens.len().div_ceil(32)).for_each(|_| cache.give(pool.take().unwrap()));
-        }
+            cache
+        });
         let mut found = [const { Vec::new() }; 3];
         for take in [1, 33, 3, 1, 40] {
             let mut batch = Batch::default();
