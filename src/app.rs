@@ -115,7 +115,7 @@ impl App {
         let metrics = Prometheus::new();
         let pushed = upstream::Metrics::register(&metrics)?;
         let upstream = Upstream::new(&config.upstream, pushed.clone())?;
-        let model = local_model(&config.policy.model, upstream.is_some())?;
+        let model = local_model(&config.policy, upstream.is_some())?;
         let store = Store::open(&config.store)?;
         let registry = Arc::new(open_versions(&config, model.as_deref())?);
         let engine_metrics = policy::Metrics::register(&metrics)?;
@@ -260,11 +260,11 @@ fn open_versions(config: &Config, model: Option<&Model>) -> Result<Registry, Err
 
 /// The model that runs here. Behind an upstream it is a copy of the upstream's weights, which somebody has to name:
 /// the default model is hardly what the upstream serves.
-fn local_model(name: &str, has_upstream: bool) -> Result<Option<Arc<Model>>, Error> {
-    if has_upstream && name == "default" {
+fn local_model(config: &policy::Config, has_upstream: bool) -> Result<Option<Arc<Model>>, Error> {
+    if has_upstream && config.model == "default" {
         return Ok(None);
     }
-    let model = Model::load(name)?;
+    let model = Model::load(&config.model, config.device)?;
     model.vocabulary.set_clock(now);
     Ok(Some(Arc::new(model)))
 }

@@ -7,6 +7,7 @@ pub mod dataset;
 mod descent;
 pub mod groups;
 pub mod losses;
+pub mod memory;
 pub mod online;
 pub mod policy_pass;
 pub mod ppo;
@@ -26,6 +27,7 @@ use crate::policy;
 
 pub use checkpoint::Checkpoints;
 pub use dataset::Dataset;
+pub use memory::MicroTokens;
 pub use online::{Method, Online};
 pub use reward::RewardModel;
 pub use rollouts::Practice;
@@ -107,12 +109,24 @@ pub enum Error {
     Device(#[from] candle_core::Error),
 }
 
+impl Error {
+    /// Whether smaller work may succeed.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Device(fault) | Self::Policy(policy::Error::Device(fault)) => {
+                policy::is_out_of_memory(fault)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Measures of one step by their names.
 pub type Measures<'a> = &'a [(&'a str, f64)];
 
 /// What training tells while it runs, and where it can be held up: between two micro-batches.
 pub struct Watch<'a> {
-    pub micro_tokens: usize,
+    pub micro_tokens: MicroTokens,
     pub sequence_tokens: usize,
     /// Called between micro-batches; `false` cancels.
     pub between: &'a (dyn Fn() -> bool + Sync),

@@ -4,6 +4,7 @@ pub(crate) mod architecture;
 pub(crate) mod attention;
 pub(crate) mod backward;
 pub(crate) mod decoder;
+pub(crate) mod device;
 pub(crate) mod engine;
 mod fetch;
 pub mod grammar;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 pub use architecture::{Architecture, Family};
 pub use backward::{AdapterGradient, Tape};
 pub use decoder::{Batch, Decoder};
+pub use device::{Device, is_out_of_memory};
 pub use engine::Engine;
 pub use fetch::{cache_dir, cached, fetch};
 pub use grammar::{Grammar, SchemaError};
@@ -53,7 +55,7 @@ pub use tiny::{family as tiny_family, write_tiny, write_tiny_of};
 pub struct Config {
     /// `default` (SmolLM2-135M-Instruct, see `gyrostat model fetch`), a `.gguf` file, or a Hugging Face directory.
     pub model: String,
-    /// `auto` or `cpu`.
+    /// `auto`, `cpu` or `cuda`.
     pub device: Device,
     /// Threads of the device; 0 takes one a core.
     pub threads: usize,
@@ -67,14 +69,6 @@ pub struct Config {
     pub cache_tokens: usize,
     /// One in so many answers has its distance from the reference measured; 0 measures none.
     pub kl_one_in: u64,
-}
-
-/// Where the model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    Auto,
-    Cpu,
 }
 
 impl Default for Config {
@@ -123,34 +117,35 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads what `model` of [`Config`] names; `default` must be in the cache.
+    /// Loads what `model` of [`Config`] names to where `device` says; `default` must be in the cache.
     ///
     /// # Errors
-    /// There is no such model, or it needs something that is not supported; the message names the field.
-    pub fn load(model: &str) -> Result<Self, Error> {
+    /// There is no such model or device, or it needs something that is not supported; the message names the field.
+    pub fn load(model: &str, device: Device) -> Result<Self, Error> {
+        let placement = device.open()?;
         if model == "default" {
             let path = cached().ok_or_else(|| {
                 Error::Model(
                     "the default model is not in the cache; `gyrostat model fetch` puts it there".to_owned(),
                 )
             })?;
-            return Self::load_path(&path);
+            return Self::load_path(&path, &placement);
         }
-        Self::load_path(Path::new(model))
+        Self::load_path(Path::new(model), &placement)
     }
 
-    fn load_path(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn load_path(path: &Path, placement: &device::Placement) -> Result<Self, Error> {
         let unknown = || Error::Model(format!("{} is neither a directory nor a .gguf file", path.display()));
         let name = path.file_stem().ok_or_else(unknown)?.to_string_lossy().into_owned();
         let (decoder, vocabulary) = if path.is_dir() {
-            (Decoder::from_directory(path)?, Vocabulary::from_directory(path)?)
+            (Decoder::from_directory(path, placement)?, Vocabulary::from_directory(path)?)
         } else if path.extension().is_some_and(|extension| extension == "gguf") {
             let file =
                 File::open(path).map_err(|error| Error::Model(format!("{}: {error}", path.display())))?;
             let mut file = BufReader::new(file);
             let content = gguf_file::Content::read(&mut file)
                 .map_err(|error| Error::Model(format!("{}: {error}", path.display())))?;
-            (Decoder::from_gguf(&content, &mut file)?, Vocabulary::from_gguf(&content)?)
+            (Decoder::from_gguf(&content, &mut file, placement)?, Vocabulary::from_gguf(&content)?)
         } else {
             return Err(unknown());
         };

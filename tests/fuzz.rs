@@ -10,7 +10,7 @@ use gyrostat::{
     app::App,
     completion::Message,
     config::Config,
-    policy::Model,
+    policy::{self, Model},
     upstream::{
         answer::{Answer, Reading},
         request::Head,
@@ -189,7 +189,7 @@ fn a_spoilt_safetensors_file_is_refused_or_served() {
     let header = 8 + u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize;
     for_a_while("safetensors", |rng| {
         std::fs::write(&path, spoilt(rng, &sound, header)).unwrap();
-        let _either = Model::load(dir.path().to_str().unwrap());
+        let _either = Model::load(dir.path().to_str().unwrap(), policy::Device::Cpu);
     });
 }
 
@@ -203,7 +203,7 @@ fn a_spoilt_configuration_is_refused_or_served() {
         // All of it with a little damage, or any lines of it.
         let text = if rng.random() { spoilt(rng, &sound, sound.len()) } else { mangled(rng, &fragments) };
         std::fs::write(&path, text).unwrap();
-        let _either = Model::load(dir.path().to_str().unwrap());
+        let _either = Model::load(dir.path().to_str().unwrap(), policy::Device::Cpu);
     });
 }
 
@@ -213,10 +213,10 @@ fn a_spoilt_gguf_file_is_refused_or_served() {
     let path = dir.path().join("tiny.gguf");
     let header = write_gguf(&path);
     let sound = std::fs::read(&path).unwrap();
-    assert!(Model::load(path.to_str().unwrap()).is_ok());
+    assert!(Model::load(path.to_str().unwrap(), policy::Device::Cpu).is_ok());
     for_a_while("gguf", |rng| {
         std::fs::write(&path, spoilt(rng, &sound, header)).unwrap();
-        let _either = Model::load(path.to_str().unwrap());
+        let _either = Model::load(path.to_str().unwrap(), policy::Device::Cpu);
     });
 }
 
@@ -309,7 +309,7 @@ fn any_template_ends_and_says_what_is_wrong() {
     let path = dir.path().join("chat_template.jinja");
     for_a_while("template", |rng| {
         std::fs::write(&path, mangled(rng, &FRAGMENTS)).unwrap();
-        let Ok(model) = Model::load(dir.path().to_str().unwrap()) else { return };
+        let Ok(model) = Model::load(dir.path().to_str().unwrap(), policy::Device::Cpu) else { return };
         let words = String::from_utf8_lossy(&mangled(rng, &FRAGMENTS)).into_owned();
         let _either = model.vocabulary.encode_chat(&[Message::user(&words), Message::user("b")]);
     });
@@ -328,7 +328,7 @@ fn any_message_is_read_as_text() {
         b"words ",
     ];
     let dir = tiny();
-    let model = Model::load(dir.path().to_str().unwrap()).unwrap();
+    let model = Model::load(dir.path().to_str().unwrap(), policy::Device::Cpu).unwrap();
     let specials = |tokens: &[u32]| tokens.iter().filter(|token| **token < 3).count();
     let expected = specials(&model.vocabulary.encode_chat(&[Message::user("hi")]).unwrap());
     for_a_while("message", |rng| {

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::drift::{Constants, Kind};
 use crate::store::{self, Store};
 
-use super::{Error, generate, jsonl};
+use super::{Error, jsonl};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -53,7 +53,8 @@ pub(crate) struct Args {
 enum What {
     /// Prefill of 256 tokens, decode with one stream and with eight.
     Serve,
-    /// Forward and backward of a LoRA policy over 4 × 256 tokens.
+    /// Forward and backward of a LoRA policy over 4 × 256 tokens; on a card also over 32 × 256, and what share of the rate of
+    /// plain products that is.
     Train,
     /// One iteration of PPO: 16 answers of 64 tokens to prompts of 64, four epochs, adapters of rank 16 on all layers and of the
     /// configured depths.
@@ -127,11 +128,7 @@ fn measure(
             row("decode_1_stream_tokens_per_second", all(|figures| figures.one));
             row("decode_8_streams_tokens_per_second", all(|figures| figures.eight));
         }
-        What::Train => {
-            let model = generate::load(&config.policy.model)?;
-            let measured = (0..rounds).map(|_| learn::train(&model, config)).collect::<Result<_, _>>()?;
-            row("train_lora_tokens_per_second", measured);
-        }
+        What::Train => learn::training(config, rounds, row)?,
         What::Ppo => learn::ppo(config, rounds, row)?,
         What::Beside => learn::beside(config, rounds, row)?,
         What::Drift => {

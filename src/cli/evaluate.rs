@@ -5,7 +5,9 @@ use std::{io::Write, path::PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
-use crate::learn::{Sequence, Watch, policy_pass::logprobs, reward::Example, sequence::MicroBatch};
+use crate::learn::{
+    self, MicroTokens, Sequence, Watch, policy_pass::logprobs, reward::Example, sequence::MicroBatch,
+};
 
 use super::{Error, generate, jsonl, train};
 
@@ -24,10 +26,10 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let lines = jsonl::read(&args.data)?;
-    let model = generate::load(&config.policy.model)?;
+    let model = generate::load(&config.policy.model, config.policy.device)?;
     let adapter = generate::adapter(&model, args.adapter.as_deref())?;
     let watch = Watch {
-        micro_tokens: config.learn.pace.micro_tokens,
+        micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &|_, _, _| {},
@@ -49,14 +51,17 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     result.insert("examples".to_owned(), json!(lines.len()));
     let bar = jsonl::bar(sequences.len() as u64, "sequences");
     let (mut nats, mut reference, mut tokens) = (0.0, 0.0, 0);
-    for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
-        let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
-        let sum = |adapter| {
-            let logprobs = logprobs(&model.decoder, &micro, (&trunk, 0), adapter, 1.0)?.logprobs;
-            Ok::<f64, Error>(logprobs.iter().map(|logprob| f64::from(*logprob)).sum())
-        };
-        nats += sum(adapter.as_ref())?;
-        reference += if adapter.is_some() { sum(None)? } else { 0.0 };
+    for micro in MicroBatch::pack(&sequences, watch.micro_tokens.get()) {
+        let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
+            let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
+            let sum = |adapter| {
+                let logprobs = logprobs(&model.decoder, micro, (&trunk, 0), adapter, 1.0)?.logprobs;
+                Ok::<f64, learn::Error>(logprobs.iter().map(|logprob| f64::from(*logprob)).sum())
+            };
+            Ok((sum(adapter.as_ref())?, if adapter.is_some() { sum(None)? } else { 0.0 }))
+        })?;
+        nats += parts.iter().map(|part| part.0).sum::<f64>();
+        reference += parts.iter().map(|part| part.1).sum::<f64>();
         tokens += micro.targets.len();
         bar.inc(micro.members.len() as u64);
     }

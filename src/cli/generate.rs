@@ -9,7 +9,7 @@ use crate::app;
 use crate::completion::{Message, Prompt, Version};
 use crate::config::Config;
 use crate::learn::sequence::encode_prompt;
-use crate::policy::{self, Adapter, Engine, Event, GenerateRequest, Model, Sampling, Served};
+use crate::policy::{self, Adapter, Device, Engine, Event, GenerateRequest, Model, Sampling, Served};
 
 use super::{Error, jsonl, model};
 
@@ -35,7 +35,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let lines = jsonl::read(&args.data)?;
-    let model = Arc::new(load(&config.policy.model)?);
+    let model = Arc::new(load(&config.policy.model, config.policy.device)?);
     let adapter = adapter(&model, args.adapter.as_deref())?;
     let (_served, watch) = watch::channel(Served { version: Version(0), adapter });
     let metrics = policy::Metrics::register(&prometheus::Registry::new())?;
@@ -77,11 +77,11 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
 }
 
 /// The configured model; the default one is fetched if need be.
-pub(super) fn load(name: &str) -> Result<Model, Error> {
+pub(super) fn load(name: &str, device: Device) -> Result<Model, Error> {
     if name == "default" {
         model::fetched()?;
     }
-    let model = Model::load(name)?;
+    let model = Model::load(name, device)?;
     model.vocabulary.set_clock(app::now);
     Ok(model)
 }

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::cycle::{self, Compared};
 use crate::gate;
 use crate::learn::{
-    Watch,
+    MicroTokens, Watch,
     dataset::{Asked, split},
 };
 use crate::policy::{self, Engine, Served};
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let lines = jsonl::read(&args.data)?;
-    let model = Arc::new(generate::load(&config.policy.model)?);
+    let model = Arc::new(generate::load(&config.policy.model, config.policy.device)?);
     let interactions = Interactions::new(&config.signals, app::classifier(&config.signals)?)?;
     let mut prompts = Vec::new();
     for (line, object) in &lines {
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let engine = Engine::start(Arc::clone(&model), &settings, served, metrics)?;
     let bar = jsonl::bar(1000, "judging");
     let watch = Watch {
-        micro_tokens: config.learn.pace.micro_tokens,
+        micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &|_, done, _| bar.set_position((done * 1000.0) as u64),

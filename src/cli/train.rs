@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::completion::{Prompt, Version};
 use crate::config::Config;
 use crate::learn::{
-    Checkpoints, Measures, Method, Online, Practice, RewardModel, Sequence, Watch, ppo,
+    Checkpoints, Measures, Method, MicroTokens, Online, Practice, RewardModel, Sequence, Watch, ppo,
     preference::{self, Judged, PairLoss},
     reward::Example,
 };
@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args, mut config: Config) -> Result<(), Error> {
     }
     let [data] = args.data.as_slice() else { return Err("this recipe reads one file of --data".into()) };
     let lines = jsonl::read(data)?;
-    let model = Arc::new(generate::load(&config.policy.model)?);
+    let model = Arc::new(generate::load(&config.policy.model, config.policy.device)?);
     let bar = jsonl::bar(1000, "training");
     let report = |stage: &str, done: f64, measures: Measures<'_>| {
         bar.set_position((done * 1000.0) as u64);
@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args, mut config: Config) -> Result<(), Error> {
     let checkpoints =
         Checkpoints::new(&args.out, args.checkpoint_every, digest(args, &config, &lines)?, args.resume);
     let watch = Watch {
-        micro_tokens: config.learn.pace.micro_tokens,
+        micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &report,

@@ -115,7 +115,7 @@ fn score(
     pace: &learn::Pace,
 ) -> Result<f32, learn::Error> {
     let watch = Watch {
-        micro_tokens: pace.micro_tokens,
+        micro_tokens: learn::MicroTokens::new(pace.micro_tokens),
         sequence_tokens: pace.sequence_tokens,
         between: &|| {
             engine.give_way(pace.give_way());

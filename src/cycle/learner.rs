@@ -17,7 +17,7 @@ use tracing::error;
 
 use crate::completion::{Outcome, Prompt, Timestamp, Update, UpdateState, Version};
 use crate::learn::{
-    self, Dataset, Measures, Method, Online, Practice, RewardModel, Scores, Sequence, Watch,
+    self, Dataset, Measures, Method, MicroTokens, Online, Practice, RewardModel, Scores, Sequence, Watch,
     dataset::Split,
     ppo,
     preference::{self, Judged, PairLoss},
@@ -168,7 +168,7 @@ impl Run {
         };
         let report = |stage: &str, done: f64, measures: Measures<'_>| self.show(stage, done, measures);
         let watch = Watch {
-            micro_tokens: parts.learn.pace.micro_tokens,
+            micro_tokens: MicroTokens::new(parts.learn.pace.micro_tokens),
             sequence_tokens: parts.learn.pace.sequence_tokens,
             between: &between,
             report: &report,

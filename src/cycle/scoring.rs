@@ -151,13 +151,16 @@ fn kl(
     let Some(adapter) = adapter else { return Ok(0.0) };
     let decoder = &engine.model().decoder;
     let (mut sum, mut tokens) = (0.0, 0);
-    for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
-        let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-        let at = (&trunk, adapter.first_layer);
-        let policy = logprobs(decoder, &micro, at, Some(adapter), 1.0)?.logprobs;
-        let reference = logprobs(decoder, &micro, at, None, 1.0)?.logprobs;
-        sum += policy.iter().zip(&reference).map(|(policy, base)| f64::from(policy - base)).sum::<f64>();
-        tokens += policy.len();
+    for micro in MicroBatch::pack(sequences, watch.micro_tokens.get()) {
+        let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
+            let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+            let at = (&trunk, adapter.first_layer);
+            let policy = logprobs(decoder, micro, at, Some(adapter), 1.0)?.logprobs;
+            let reference = logprobs(decoder, micro, at, None, 1.0)?.logprobs;
+            Ok(policy.iter().zip(&reference).map(|(policy, base)| f64::from(policy - base)).sum::<f64>())
+        })?;
+        sum += parts.iter().sum::<f64>();
+        tokens += micro.targets.len();
     }
     Ok(sum / tokens.max(1) as f64)
 }

@@ -265,8 +265,16 @@ impl Asked {
 
 /// "Salt is …", "The seas are …".
 fn declines(answer: &str) -> bool {
-    const DECLINING: [&str; 8] =
-        ["i'm sorry", "i am sorry", "i apologi", "i can't", "i cannot", "i'm unable", "i'm not able", "as an ai"];
+    const DECLINING: [&str; 8] = [
+        "i'm sorry",
+        "i am sorry",
+        "i apologi",
+        "i can't",
+        "i cannot",
+        "i'm unable",
+        "i'm not able",
+        "as an ai",
+    ];
     let answer = answer.trim_start().to_lowercase().replace('’', "'");
     DECLINING.iter().any(|opening| answer.starts_with(opening))
 }

@@ -17,6 +17,7 @@ use super::{
     policy_pass::PolicyPass,
     ppo::{Critic, Targets, scaled},
     rollouts::{Practice, Rollouts, draw_prompts},
+    sequence::MicroBatch,
 };
 
 /// How scores become a gradient.
@@ -206,13 +207,13 @@ impl<'a> Online<'a> {
             for mini in order.chunks(order.len().div_ceil(config.num_mini_batches.max(1))) {
                 let mut gradients = Gradients::default();
                 for at in mini {
-                    watch.between()?;
-                    let measures = self.micro_batch(rollouts, targets, (*at, mini), &mut gradients)?;
-                    passes += 1;
-                    if sums.is_empty() {
-                        sums = measures;
-                    } else {
-                        sums.iter_mut().zip(measures).for_each(|(sum, measure)| sum.1 += measure.1);
+                    for measures in self.micro_batch(rollouts, targets, (*at, mini), &mut gradients, watch)? {
+                        passes += 1;
+                        if sums.is_empty() {
+                            sums = measures;
+                        } else {
+                            sums.iter_mut().zip(measures).for_each(|(sum, measure)| sum.1 += measure.1);
+                        }
                     }
                 }
                 self.trainee.step(&gradients.0, config.max_grad_norm, 1.0)?;
@@ -224,22 +225,38 @@ impl<'a> Online<'a> {
         Ok(sums.into_iter().map(|(name, sum)| (name, sum / f64::from(passes.max(1)))).collect())
     }
 
-    /// Adds the gradients of micro-batch `at` of a mini-batch.
+    /// Adds the gradients of micro-batch `at` of a mini-batch. Returns the measures of each part that it was taken in.
     pub(super) fn micro_batch(
         &self,
         rollouts: &Rollouts,
         targets: &Targets,
         (at, mini): (usize, &[usize]),
         gradients: &mut Gradients,
-    ) -> Result<Measured, Error> {
-        let decoder = &self.practice.model().decoder;
-        let (micro, trunk) = (&rollouts.micro[at], &rollouts.trunks[at]);
-        let temperature = self.practice.config.temperature;
-        let pass = PolicyPass::new(decoder, micro, trunk, &self.trainee.adapter, temperature)?;
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Measured>, Error> {
         let tokens: usize = mini.iter().map(|at| rollouts.micro[*at].targets.len()).sum();
         let answers: usize = mini.iter().map(|at| rollouts.micro[*at].lengths.len()).sum();
+        watch.in_memory(&rollouts.micro[at], gradients, |micro, gradients| {
+            self.pass(rollouts, targets, (at, micro), (tokens, answers), gradients)
+        })
+    }
+
+    /// Adds the gradients of `micro`, which is micro-batch `at` or a part of it, of a mini-batch with so many tokens and
+    /// answers.
+    fn pass(
+        &self,
+        rollouts: &Rollouts,
+        targets: &Targets,
+        (at, micro): (usize, &MicroBatch),
+        (tokens, answers): (usize, usize),
+        gradients: &mut Gradients,
+    ) -> Result<Measured, Error> {
+        let decoder = &self.practice.model().decoder;
+        let trunk = micro.own_rows(&rollouts.trunks[at])?;
+        let temperature = self.practice.config.temperature;
+        let pass = PolicyPass::new(decoder, micro, &trunk, &self.trainee.adapter, temperature)?;
         let policy =
-            self.policy_loss(rollouts, &targets.advantages, (at, pass.logprobs()), (tokens, answers));
+            self.policy_loss(rollouts, &targets.advantages, (micro, pass.logprobs()), (tokens, answers));
         if !policy.loss.is_finite() {
             return Err(Error::NotFinite { what: "the policy's loss" });
         }
@@ -251,9 +268,10 @@ impl<'a> Online<'a> {
         };
         let config = self.practice.config;
         let scale = config.vf_coef * micro.targets.len() as f64 / tokens as f64;
-        let old = rollouts.of_micro(at, &targets.values);
-        let returns = rollouts.of_micro(at, &targets.returns);
-        let what = (&targets.trunks[at], &old[..], &returns[..]);
+        let old = micro.own_lists(&targets.values);
+        let returns = micro.own_lists(&targets.returns);
+        let trunk = micro.own_rows(&targets.trunks[at])?;
+        let what = (&trunk, &old[..], &returns[..]);
         let value =
             critic.backward(decoder, micro, what, (config.cliprange_value, scale), &mut gradients.1)?;
         Ok(vec![
@@ -274,12 +292,11 @@ impl<'a> Online<'a> {
         &self,
         rollouts: &Rollouts,
         advantages: &[Vec<f32>],
-        (at, logprobs): (usize, &[f32]),
+        (micro, logprobs): (&MicroBatch, &[f32]),
         (tokens, answers): (usize, usize),
     ) -> PolicyLoss {
-        let micro = &rollouts.micro[at];
-        let old = rollouts.of_micro(at, &rollouts.logprobs);
-        let advantages = rollouts.of_micro(at, advantages);
+        let old = micro.own_lists(&rollouts.logprobs);
+        let advantages = micro.own_lists(advantages);
         match &self.method {
             Method::Ppo { .. } => {
                 let cliprange = self.practice.config.cliprange;
@@ -303,7 +320,7 @@ impl<'a> Online<'a> {
                 loss
             }
             Method::Grpo(config) => {
-                let reference = rollouts.of_micro(at, &rollouts.reference);
+                let reference = micro.own_lists(&rollouts.reference);
                 let weights = groups::token_weights(config.loss_type, &micro.lengths, (tokens, answers));
                 let how = (config.epsilon, config.beta);
                 let mut loss =

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Adapter, AdapterGradient, Decoder, Model, Shape};
@@ -120,12 +120,14 @@ impl Critic {
         let mut out = Targets::default();
         let adapter = &self.trainee.adapter;
         for (at, micro) in rollouts.micro.iter().enumerate() {
-            watch.between()?;
-            let trunk = rollouts.trunk(decoder, at, adapter.first_layer)?;
-            let hidden = decoder.hidden_from(&trunk, &micro.batch(Some(adapter)), adapter.first_layer)?;
-            let values = self.read(&micro.answered(&hidden)?)?;
-            out.values.extend(micro.by_sequence(&values));
-            out.trunks.push(trunk);
+            let parts = watch.in_memory(micro, &mut (), |micro, ()| {
+                let trunk = rollouts.trunk(decoder, (at, micro), adapter.first_layer)?;
+                let hidden = decoder.hidden_from(&trunk, &micro.batch(Some(adapter)), adapter.first_layer)?;
+                Ok((trunk, micro.by_sequence(&self.read(&micro.answered(&hidden)?)?)))
+            })?;
+            let (trunks, values): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+            out.values.extend(values.into_iter().flatten());
+            out.trunks.push(Tensor::cat(&trunks, 0)?);
         }
         let rewarded = rewards(&rollouts.scores, &rollouts.logprobs, &rollouts.reference, kl_coefficient);
         let rewards = if config.whiten_rewards { whiten(&rewarded.rewards, false) } else { rewarded.rewards };
@@ -148,8 +150,8 @@ impl Critic {
 
     /// The value head on hidden states: one value a row.
     fn read(&self, hidden: &Tensor) -> Result<Vec<f32>, Error> {
-        let head = self.trainee.adapter.score.as_ref().ok_or(Error::NoScoreHead)?;
-        Ok(hidden.matmul(&head.t()?)?.squeeze(1)?.to_vec1()?)
+        let head = self.trainee.adapter.heads_beside(hidden)?.ok_or(Error::NoScoreHead)?;
+        Ok(hidden.to_dtype(DType::F32)?.matmul(&head.t()?)?.squeeze(1)?.to_vec1()?)
     }
 
     /// The clipped value loss of one micro-batch; its gradient, times `scale`, is added.
@@ -168,10 +170,11 @@ impl Critic {
         if !loss.loss.is_finite() {
             return Err(Error::NotFinite { what: "the value model's loss" });
         }
-        let head = adapter.score.as_ref().ok_or(Error::NoScoreHead)?;
+        let head = adapter.heads_beside(&hidden)?.ok_or(Error::NoScoreHead)?;
         let dvalues = Tensor::new(scaled(&loss.grad, scale), hidden.device())?.unsqueeze(1)?;
-        gradient.add_score(dvalues.t()?.matmul(&answered)?)?;
-        decoder.backward(&tape, &micro.scatter(&dvalues.matmul(head)?)?, gradient)?;
+        gradient.add_score(dvalues.t()?.matmul(&answered.to_dtype(DType::F32)?)?)?;
+        let danswered = dvalues.matmul(&head)?.to_dtype(hidden.dtype())?;
+        decoder.backward(&tape, &micro.scatter(&danswered)?, gradient)?;
         Ok(loss)
     }
 }

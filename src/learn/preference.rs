@@ -146,13 +146,18 @@ pub(super) fn sft_gradient(
 ) -> Result<Measured, Error> {
     let tokens: usize = sequences.iter().map(|sequence| sequence.answer().len()).sum();
     let mut loss = 0.0;
-    for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
-        watch.between()?;
-        let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-        let forward = PolicyPass::new(&model.decoder, &micro, &trunk, adapter, 1.0)?;
-        loss -= forward.logprobs().iter().map(|logprob| f64::from(*logprob)).sum::<f64>() / tokens as f64;
-        let dlogprobs = vec![-1.0 / tokens as f32; micro.targets.len()];
-        forward.backward(&model.decoder, &micro, &dlogprobs, gradient)?;
+    for micro in MicroBatch::pack(sequences, watch.micro_tokens.get()) {
+        let losses = watch.in_memory(&micro, gradient, |micro, gradient| {
+            let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+            let forward = PolicyPass::new(&model.decoder, micro, &trunk, adapter, 1.0)?;
+            let nats = forward.logprobs().iter().map(|logprob| f64::from(*logprob)).sum::<f64>();
+            let dlogprobs = vec![-1.0 / tokens as f32; micro.targets.len()];
+            forward.backward(&model.decoder, micro, &dlogprobs, gradient)?;
+            Ok(nats / tokens as f64)
+        })?;
+        for part in losses {
+            loss -= part;
+        }
     }
     Ok(vec![("loss", finite(loss)?)])
 }
@@ -176,17 +181,18 @@ pub(super) fn pair_gradient(
     };
     let mut ratios = vec![0.0; 2 * pairs.len()];
     let groups = pairs.iter().map(|pair| [&pair.chosen, &pair.rejected]);
-    for micro in MicroBatch::pack_groups(groups, watch.micro_tokens) {
-        watch.between()?;
-        let pass = forward(model, adapter, &micro, &mut ratios)?;
-        // A pair's slopes depend on no other pair's ratios, which may still be unknown.
-        let out = loss(&ratios);
-        let slope = |member: &usize| {
-            let slopes = if member.is_multiple_of(2) { &out.dchosen } else { &out.drejected };
-            slopes[member / 2] * pairs[member / 2].weight as f32
-        };
-        let dratios: Vec<f32> = micro.members.iter().map(slope).collect();
-        pass.backward(&model.decoder, &micro, &micro.spread(&dratios), gradient)?;
+    for micro in MicroBatch::pack_groups(groups, watch.micro_tokens.get()) {
+        watch.in_memory(&micro, gradient, |micro, gradient| {
+            let pass = forward(model, adapter, micro, &mut ratios)?;
+            // A pair's slopes depend on no other pair's ratios, which may still be unknown.
+            let out = loss(&ratios);
+            let slope = |member: &usize| {
+                let slopes = if member.is_multiple_of(2) { &out.dchosen } else { &out.drejected };
+                slopes[member / 2] * pairs[member / 2].weight as f32
+            };
+            let dratios: Vec<f32> = micro.members.iter().map(slope).collect();
+            pass.backward(&model.decoder, micro, &micro.spread(&dratios), gradient)
+        })?;
     }
     let out = loss(&ratios);
     Ok(vec![
@@ -213,12 +219,13 @@ pub(super) fn kto_gradient(
     let lambda = KtoWeights { desirable: config.desirable_weight, undesirable: config.undesirable_weight };
     let loss = |ratios: &[f64]| losses::kto(ratios, &desirable, &weights, kl, config.beta, lambda);
     let mut ratios = vec![0.0; judged.len()];
-    for micro in MicroBatch::pack(&sequences, watch.micro_tokens) {
-        watch.between()?;
-        let pass = forward(model, adapter, &micro, &mut ratios)?;
-        let slopes = loss(&ratios).dratios;
-        let dratios: Vec<f32> = micro.members.iter().map(|member| slopes[*member]).collect();
-        pass.backward(&model.decoder, &micro, &micro.spread(&dratios), gradient)?;
+    for micro in MicroBatch::pack(&sequences, watch.micro_tokens.get()) {
+        watch.in_memory(&micro, gradient, |micro, gradient| {
+            let pass = forward(model, adapter, micro, &mut ratios)?;
+            let slopes = loss(&ratios).dratios;
+            let dratios: Vec<f32> = micro.members.iter().map(|member| slopes[*member]).collect();
+            pass.backward(&model.decoder, micro, &micro.spread(&dratios), gradient)
+        })?;
     }
     let out = loss(&ratios);
     Ok(vec![
@@ -248,14 +255,18 @@ fn mismatched_kl(
         })
         .collect();
     let mut sum = 0.0;
-    for micro in MicroBatch::pack(&strangers, watch.micro_tokens) {
-        watch.between()?;
-        let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-        let at = (&trunk, adapter.first_layer);
-        let policy = logprobs(&model.decoder, &micro, at, Some(adapter), 1.0)?.logprobs;
-        let base = logprobs(&model.decoder, &micro, at, None, 1.0)?.logprobs;
-        sum +=
-            policy.iter().zip(&base).map(|(policy, base)| f64::from(*policy) - f64::from(*base)).sum::<f64>();
+    for micro in MicroBatch::pack(&strangers, watch.micro_tokens.get()) {
+        let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
+            let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+            let at = (&trunk, adapter.first_layer);
+            let policy = logprobs(&model.decoder, micro, at, Some(adapter), 1.0)?.logprobs;
+            let base = logprobs(&model.decoder, micro, at, None, 1.0)?.logprobs;
+            let each = policy.iter().zip(&base).map(|(policy, base)| f64::from(*policy) - f64::from(*base));
+            Ok(each.sum::<f64>())
+        })?;
+        for part in parts {
+            sum += part;
+        }
     }
     Ok((sum / strangers.len().max(1) as f64).max(0.0))
 }

@@ -10,7 +10,7 @@ mod length;
 
 use std::{collections::HashSet, sync::Arc};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
@@ -169,12 +169,14 @@ impl RewardModel {
     /// What each head says of each sequence.
     fn heads(&self, model: &Model, sequences: &[Sequence], watch: &Watch<'_>) -> Result<Scores, Error> {
         let mut scores = Vec::with_capacity(sequences.len());
-        for micro in MicroBatch::pack(sequences, watch.micro_tokens) {
-            watch.between()?;
-            let batch = micro.batch(Some(&self.adapter));
-            let trunk = model.decoder.trunk(&batch, self.adapter.first_layer)?;
-            let hidden = model.decoder.hidden_from(&trunk, &batch, self.adapter.first_layer)?;
-            scores.extend(read(&self.adapter, &hidden, &batch)?);
+        for micro in MicroBatch::pack(sequences, watch.micro_tokens.get()) {
+            let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
+                let batch = micro.batch(Some(&self.adapter));
+                let trunk = model.decoder.trunk(&batch, self.adapter.first_layer)?;
+                let hidden = model.decoder.hidden_from(&trunk, &batch, self.adapter.first_layer)?;
+                read(&self.adapter, &hidden, &batch)
+            })?;
+            scores.extend(parts.into_iter().flatten());
         }
         Ok(scores)
     }
@@ -263,9 +265,9 @@ impl RewardModel {
 
 /// The scores of the sequences of a batch.
 fn read(adapter: &Adapter, hidden: &Tensor, batch: &Batch) -> Result<Scores, Error> {
-    let heads = adapter.score.as_ref().ok_or(Error::NoScoreHead)?;
+    let heads = adapter.heads_beside(hidden)?.ok_or(Error::NoScoreHead)?;
     let last = hidden.index_select(&Tensor::new(batch.last_rows(), hidden.device())?, 0)?;
-    Ok(last.matmul(&heads.t()?)?.to_vec2()?)
+    Ok(last.to_dtype(DType::F32)?.matmul(&heads.t()?)?.to_vec2()?)
 }
 
 /// How often each head sees an example: Poisson with mean 1, the bootstrap of a stream; a single head sees all.
@@ -302,18 +304,19 @@ pub(super) fn pass(
     let heads = adapter.score.as_ref().ok_or(Error::NoScoreHead)?.dim(0)?;
     let groups: Vec<Vec<&Sequence>> = examples.iter().map(|example| example.sequences().collect()).collect();
     let mut scores = vec![vec![0f32; heads]; groups.iter().map(Vec::len).sum()];
-    for micro in MicroBatch::pack_groups(&groups, watch.micro_tokens) {
-        watch.between()?;
-        let batch = micro.batch(Some(adapter));
-        let trunk = model.decoder.trunk(&batch, adapter.first_layer)?;
-        let (hidden, tape) = model.decoder.hidden_taped(&trunk, &batch, adapter.first_layer)?;
-        for (member, own) in micro.members.iter().zip(read(adapter, &hidden, &batch)?) {
-            scores[*member] = own;
-        }
-        // An example's slopes depend on no other's scores, which may still be unknown.
-        let (_, dscores) = judge_scores((examples, draws), &scores, center);
-        let own: Vec<&[f32]> = micro.members.iter().map(|member| &dscores[*member][..]).collect();
-        backward(model, adapter, (&micro, &tape), &own.concat(), gradient)?;
+    for micro in MicroBatch::pack_groups(&groups, watch.micro_tokens.get()) {
+        watch.in_memory(&micro, gradient, |micro, gradient| {
+            let batch = micro.batch(Some(adapter));
+            let trunk = model.decoder.trunk(&batch, adapter.first_layer)?;
+            let (hidden, tape) = model.decoder.hidden_taped(&trunk, &batch, adapter.first_layer)?;
+            for (member, own) in micro.members.iter().zip(read(adapter, &hidden, &batch)?) {
+                scores[*member] = own;
+            }
+            // An example's slopes depend on no other's scores, which may still be unknown.
+            let (_, dscores) = judge_scores((examples, draws), &scores, center);
+            let own: Vec<&[f32]> = micro.members.iter().map(|member| &dscores[*member][..]).collect();
+            backward(model, adapter, (micro, &tape), &own.concat(), gradient)
+        })?;
     }
     let (agreement, _) = judge_scores((examples, draws), &scores, center);
     if !agreement.loss.is_finite() {
@@ -330,13 +333,14 @@ fn backward(
     dscores: &[f32],
     gradient: &mut AdapterGradient,
 ) -> Result<(), Error> {
-    let Some(heads) = &adapter.score else { return Err(Error::NoScoreHead) };
     let hidden = tape.hidden();
+    let heads = adapter.heads_beside(hidden)?.ok_or(Error::NoScoreHead)?;
     let rows = Tensor::new(micro.last_rows(), hidden.device())?;
-    let last = hidden.index_select(&rows, 0)?;
+    let last = hidden.index_select(&rows, 0)?.to_dtype(DType::F32)?;
     let dscores = Tensor::new(dscores, hidden.device())?.reshape((micro.members.len(), heads.dim(0)?))?;
     gradient.add_score(dscores.t()?.matmul(&last)?)?;
-    let dhidden = hidden.zeros_like()?.index_add(&rows, &dscores.matmul(heads)?, 0)?;
+    let dlast = dscores.matmul(&heads)?.to_dtype(hidden.dtype())?;
+    let dhidden = hidden.zeros_like()?.index_add(&rows, &dlast, 0)?;
     model.decoder.backward(tape, &dhidden, gradient)?;
     Ok(())
 }

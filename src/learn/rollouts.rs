@@ -77,18 +77,19 @@ impl Rollouts {
         self.logprobs.iter().zip(&self.reference).map(sum).collect()
     }
 
-    /// Input of layer `layer` for micro-batch `at`, by the base alone.
-    pub(crate) fn trunk(&self, decoder: &Decoder, at: usize, layer: usize) -> Result<Tensor, Error> {
-        let batch = self.micro[at].batch(None);
-        Ok(match self.first_layer {
-            first if first <= layer => decoder.trunk_from(&self.trunks[at], &batch, first..layer)?,
-            _ => decoder.trunk(&batch, layer)?,
+    /// Input of layer `layer` for `micro`, which is micro-batch `at` or a part of it, by the base alone.
+    pub(crate) fn trunk(
+        &self,
+        decoder: &Decoder,
+        (at, micro): (usize, &MicroBatch),
+        layer: usize,
+    ) -> Result<Tensor, Error> {
+        let batch = micro.batch(None);
+        Ok(if self.first_layer <= layer {
+            decoder.trunk_from(&micro.own_rows(&self.trunks[at])?, &batch, self.first_layer..layer)?
+        } else {
+            decoder.trunk(&batch, layer)?
         })
-    }
-
-    /// The lists of a micro-batch's sequences, one after the other.
-    pub(crate) fn of_micro(&self, at: usize, lists: &[Vec<f32>]) -> Vec<f32> {
-        self.micro[at].members.iter().flat_map(|member| &lists[*member]).copied().collect()
     }
 }
 
@@ -110,7 +111,7 @@ impl Practice<'_> {
         let sequences: Vec<Sequence> = episodes.iter().map(|episode| episode.sequence.clone()).collect();
         let mut out = Rollouts {
             scores: self.scores(&episodes, watch)?,
-            micro: MicroBatch::pack(&sequences, watch.micro_tokens),
+            micro: MicroBatch::pack(&sequences, watch.micro_tokens.get()),
             trunks: Vec::new(),
             first_layer: policy.first_layer,
             logprobs: Vec::new(),
@@ -119,15 +120,23 @@ impl Practice<'_> {
             episodes,
         };
         for micro in &out.micro {
-            watch.between()?;
-            let trunk = decoder.trunk(&micro.batch(None), policy.first_layer)?;
-            let at = (&trunk, policy.first_layer);
-            let of_policy = logprobs(decoder, micro, at, Some(policy), self.config.temperature)?;
-            let of_base = logprobs(decoder, micro, at, None, self.config.temperature)?;
-            out.entropy += of_policy.entropies.iter().map(|entropy| f64::from(*entropy)).sum::<f64>();
-            out.logprobs.extend(micro.by_sequence(&of_policy.logprobs));
-            out.reference.extend(micro.by_sequence(&of_base.logprobs));
-            out.trunks.push(trunk);
+            let mut trunks = Vec::new();
+            let parts = watch.in_memory(micro, &mut (), |micro, ()| {
+                let trunk = decoder.trunk(&micro.batch(None), policy.first_layer)?;
+                let at = (&trunk, policy.first_layer);
+                let of_policy = logprobs(decoder, micro, at, Some(policy), self.config.temperature)?;
+                let of_base = logprobs(decoder, micro, at, None, self.config.temperature)?;
+                let entropy = of_policy.entropies.iter().map(|entropy| f64::from(*entropy)).sum::<f64>();
+                let lists = (micro.by_sequence(&of_policy.logprobs), micro.by_sequence(&of_base.logprobs));
+                Ok((trunk, entropy, lists))
+            })?;
+            for (trunk, entropy, (of_policy, of_base)) in parts {
+                out.entropy += entropy;
+                out.logprobs.extend(of_policy);
+                out.reference.extend(of_base);
+                trunks.push(trunk);
+            }
+            out.trunks.push(Tensor::cat(&trunks, 0)?);
         }
         Ok(out)
     }

@@ -53,7 +53,7 @@ pub fn encode_prompt(model: &Model, prompt: &Prompt) -> Result<Vec<u32>, Error> 
 }
 
 /// Sequences that pass the decoder together.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MicroBatch {
     /// Which sequences, by their place in the list that was packed.
     pub members: Vec<usize>,
@@ -64,6 +64,10 @@ pub struct MicroBatch {
     pub targets: Vec<u32>,
     /// Tokens of each answer.
     pub lengths: Vec<usize>,
+    /// Sequences of each group, which are not taken apart.
+    grouped: Vec<usize>,
+    /// Rows before it in the micro-batch that it is a part of.
+    before: usize,
 }
 
 impl MicroBatch {
@@ -87,21 +91,66 @@ impl MicroBatch {
                 batches.push(Self::default());
             }
             let Some(batch) = batches.last_mut() else { continue };
+            batch.grouped.push(group.len());
             for sequence in group {
-                batch.push(index, sequence, held);
+                batch.push(index, &sequence.tokens, sequence.prompt, held);
                 (index, held) = (index + 1, held + sequence.tokens.len());
             }
         }
         batches
     }
 
-    fn push(&mut self, index: usize, sequence: &Sequence, start: usize) {
+    fn push(&mut self, index: usize, tokens: &[u32], prompt: usize, start: usize) {
+        let answer = &tokens[prompt..];
         self.members.push(index);
-        self.tokens.push(sequence.tokens.clone());
-        let first = start + sequence.prompt - 1;
-        self.rows.extend((first..first + sequence.answer().len()).map(|row| row as u32));
-        self.targets.extend_from_slice(sequence.answer());
-        self.lengths.push(sequence.answer().len());
+        self.tokens.push(tokens.to_vec());
+        let first = start + prompt - 1;
+        self.rows.extend((first..first + answer.len()).map(|row| row as u32));
+        self.targets.extend_from_slice(answer);
+        self.lengths.push(answer.len());
+    }
+
+    /// Itself if it has at most `most` tokens, else parts of at most so many (but of at least one group each), in order.
+    pub(crate) fn parts(&self, most: usize) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        let (mut sequence, mut held, mut before) = (0, 0, self.before);
+        for count in &self.grouped {
+            let group = sequence..sequence + count;
+            let tokens: usize = self.tokens[group.clone()].iter().map(Vec::len).sum();
+            if parts.is_empty() || held + tokens > most {
+                before += held;
+                held = 0;
+                parts.push(Self { before, ..Self::default() });
+            }
+            let Some(part) = parts.last_mut() else { continue };
+            part.grouped.push(*count);
+            for nth in group {
+                let tokens = &self.tokens[nth];
+                part.push(self.members[nth], tokens, tokens.len() - self.lengths[nth], held);
+                held += tokens.len();
+            }
+            sequence += count;
+        }
+        parts
+    }
+
+    /// Rows for the decoder.
+    pub(crate) fn rows(&self) -> usize {
+        self.tokens.iter().map(Vec::len).sum()
+    }
+
+    /// Its own rows of those of the micro-batch that it is a part of, or is.
+    pub(crate) fn own_rows(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.narrow(0, self.before, self.rows())
+    }
+
+    /// Its sequences' lists of those of all sequences that were packed, one after the other.
+    pub(crate) fn own_lists(&self, lists: &[Vec<f32>]) -> Vec<f32> {
+        self.members.iter().flat_map(|member| &lists[*member]).copied().collect()
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.grouped.len()
     }
 
     /// The rows for the decoder, under one adapter or none.
@@ -116,8 +165,7 @@ impl MicroBatch {
 
     /// The other way: a gradient of `[targets, hidden]` in its rows of `[rows, hidden]`, zeros elsewhere.
     pub fn scatter(&self, danswered: &Tensor) -> candle_core::Result<Tensor> {
-        let rows = self.tokens.iter().map(Vec::len).sum::<usize>();
-        let zeros = Tensor::zeros((rows, danswered.dim(1)?), danswered.dtype(), danswered.device())?;
+        let zeros = Tensor::zeros((self.rows(), danswered.dim(1)?), danswered.dtype(), danswered.device())?;
         zeros.index_add(&Tensor::new(self.rows.as_slice(), danswered.device())?, danswered, 0)
     }
 

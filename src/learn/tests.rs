@@ -9,17 +9,25 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    Watch,
+    MicroTokens, Watch,
     adamw::{self, AdamW},
     advantages::{gae, group_relative, leave_one_out, rewards, whiten},
     losses::{KtoWeights, bradley_terry, dpo, grpo_loss, ipo, kto, pointwise, policy_loss, value_loss},
 };
-use crate::policy::{self, Engine, Model, Served, write_tiny};
+use crate::policy::{self, Engine, Model, Served, device::Placement, write_tiny};
 
 fn tiny_model() -> Arc<Model> {
     let folder = tempfile::tempdir().unwrap();
     write_tiny(folder.path(), 0).unwrap();
-    Arc::new(Model::load(folder.path().to_str().unwrap()).unwrap())
+    Arc::new(Model::load(folder.path().to_str().unwrap(), policy::Device::Cpu).unwrap())
+}
+
+/// The same weights in f64, which slices do not take.
+fn tiny_model_on_tensors() -> Arc<Model> {
+    let folder = tempfile::tempdir().unwrap();
+    write_tiny(folder.path(), 0).unwrap();
+    let placement = Placement { device: candle_core::Device::Cpu, dtype: candle_core::DType::F64 };
+    Arc::new(Model::load_path(folder.path(), &placement).unwrap())
 }
 
 /// An engine that serves nobody.
@@ -29,11 +37,12 @@ fn engine(model: &Arc<Model>) -> Engine {
     Engine::start(Arc::clone(model), &policy::Config::default(), receiver, metrics).unwrap()
 }
 
-fn watching(micro_tokens: usize) -> Watch<'static> {
+pub(super) fn watching(micro_tokens: usize) -> Watch<'static> {
     fn always() -> bool {
         true
     }
     fn nowhere(_: &str, _: f64, _: super::Measures<'_>) {}
+    let micro_tokens = MicroTokens::new(micro_tokens);
     Watch { micro_tokens, sequence_tokens: 64, between: &always, report: &nowhere, checkpoints: None }
 }
 

@@ -6,14 +6,15 @@
 
 mod backward;
 mod kernel;
+mod tensors;
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-pub(crate) use self::backward::attend_backward;
 use self::kernel::{TOGETHER, Task, Vector};
+pub(crate) use self::{backward::attend_backward, tensors::Reach};
 use super::ops::read;
 
 /// Multiplications below which waking a second thread costs more than it saves.

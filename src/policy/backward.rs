@@ -6,16 +6,16 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
     attention::attend_backward,
-    decoder::{Batch, Decoder},
+    decoder::{Batch, Decoder, Places},
+    device::on_slices,
     linear::Linear,
     lora::{Adapter, Target},
-    ops::{rms_norm_backward, swiglu_backward},
-    rope::Angles,
+    ops::{rms_norm_backward, swiglu_backward, tensors::product},
 };
 
 /// What one layer keeps of its forward pass; rows as in the batch.
@@ -58,7 +58,9 @@ pub(crate) struct PartTape {
 }
 
 /// The gradient of a loss with respect to an adapter, summed over micro-batches.
-#[derive(Debug, Default)]
+///
+/// In f32, wherever it lies. A clone shares the numbers, which are never changed in place.
+#[derive(Debug, Default, Clone)]
 pub struct AdapterGradient {
     /// `(dA, dB)` of each pair, in the adapter's order; empty before the first backward pass.
     pairs: Vec<Option<(Tensor, Tensor)>>,
@@ -88,6 +90,7 @@ impl AdapterGradient {
         if self.pairs.len() <= at {
             self.pairs.resize_with(at + 1, || None);
         }
+        let (da, db) = (da.to_dtype(DType::F32)?, db.to_dtype(DType::F32)?);
         self.pairs[at] = Some(match self.pairs[at].take() {
             Some((a, b)) => ((a + da)?, (b + db)?),
             None => (da, db),
@@ -148,14 +151,14 @@ impl Decoder {
         gradient: &mut AdapterGradient,
     ) -> Result<()> {
         let Some((_, adapter)) = part.batch.adapted.first() else { return Ok(()) };
-        let angles = self.rope.angles(&part.batch.positions());
+        let places = self.places(&part.batch, None)?;
         let mut dy = rms_norm_backward(dz, &part.last, &self.norm, self.epsilon(), None)?;
         for (at, kept) in part.layers.iter().enumerate().rev() {
             let layer = first_layer + at;
             // Nothing below the first adapted layer is trained, so its input needs no gradient.
             let wants_input = layer > adapter.first_layer;
             let mut pass = LayerPass { decoder: self, layer, kept, adapter, gradient };
-            match pass.backward(&dy, &part.batch, &angles, wants_input)? {
+            match pass.backward(&dy, &part.batch, &places, wants_input)? {
                 Some(dx) => dy = dx,
                 None => break,
             }
@@ -178,7 +181,7 @@ impl LayerPass<'_> {
         &mut self,
         dy: &Tensor,
         batch: &Batch,
-        angles: &Angles,
+        places: &Places,
         wants_input: bool,
     ) -> Result<Option<Tensor>> {
         let (decoder, kept) = (self.decoder, self.kept);
@@ -192,36 +195,41 @@ impl LayerPass<'_> {
 
         let dattention = self.linears(&[Target::Output], &dmiddle, &kept.attention)?;
         let heads = decoder.architecture.attention();
-        let (dq, dk, dv) = attend_backward(&dattention, (&kept.q, &kept.k, &kept.v), &batch.spans, heads)?;
-        let mut dq = angles.rotate_backward(&dq)?;
-        let mut dk = angles.rotate_backward(&dk)?;
+        let qkv = (&kept.q, &kept.k, &kept.v);
+        let (dq, dk, dv) = match &places.reach {
+            Some(reach) => reach.backward(&dattention, qkv, heads)?,
+            None => attend_backward(&dattention, qkv, &batch.spans, heads)?,
+        };
+        let mut dq = places.angles.rotate_backward(&dq)?;
+        let mut dk = places.angles.rotate_backward(&dk)?;
         if let (Some([of_q, of_k]), Some((q, k))) = (&layer.head_norms, &kept.bare) {
             dq = head_norm_backward(&dq, q, of_q, epsilon)?;
             dk = head_norm_backward(&dk, k, of_k, epsilon)?;
         }
         let dqkv = Tensor::cat(&[dq, dk, dv], 1)?;
         let targets = [Target::Query, Target::Key, Target::Value];
-        self.pairs(&targets, &dqkv, &kept.normed)?;
+        let dmiddles = self.pairs(&targets, &dqkv, &kept.normed)?;
         if !wants_input {
             return Ok(None);
         }
-        let dnormed = dqkv.matmul(&self.merged(&targets)?)?;
+        let dnormed = self.through(&targets, &dqkv, dmiddles.as_ref())?;
         rms_norm_backward(&dnormed, &kept.x, &layer.attention_norm, epsilon, Some(&dmiddle)).map(Some)
     }
 
     /// From the gradients of linears that read the same `x`, side by side, to that of `x`; their pairs' own are added on
     /// the way.
     fn linears(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-        self.pairs(targets, dy, x)?;
-        dy.matmul(&self.merged(targets)?)
+        let dmiddles = self.pairs(targets, dy, x)?;
+        self.through(targets, dy, dmiddles.as_ref())
     }
 
-    /// Adds the gradients of the linears' pairs: `dA = scale · (dy B)ᵀ x` and `dB = dyᵀ (scale · x Aᵀ)`.
-    fn pairs(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<()> {
+    /// Adds the gradients of the linears' pairs: `dA = scale · (dy B)ᵀ x` and `dB = dyᵀ (scale · x Aᵀ)`. Returns
+    /// `scale · dy B` of those that have one, side by side.
+    fn pairs(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Option<Tensor>> {
         let (mut dmiddles, mut dbs, mut column) = (Vec::new(), Vec::new(), 0);
         for target in targets {
             let (out, _) = self.decoder.architecture.linear(*target);
-            let dy = dy.narrow(1, column, out)?;
+            let dy = columns(dy, column, out)?;
             column += out;
             let (Some(pair), Some(at)) =
                 (self.adapter.pair(self.layer, *target), self.adapter.index(self.layer, *target))
@@ -229,19 +237,51 @@ impl LayerPass<'_> {
                 continue;
             };
             let Some(middle) = &self.kept.low_rank[*target as usize] else { continue };
-            dmiddles.push(dy.matmul(&(&pair.b * self.adapter.scale())?)?);
+            let [_, b] = pair.beside(&dy)?;
+            dmiddles.push(dy.matmul(&(b * self.adapter.scale())?)?);
             dbs.push((at, dy.t()?.matmul(middle)?));
         }
         if dmiddles.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         // The input is read once for all of them.
-        let das = Tensor::cat(&dmiddles, 1)?.t()?.matmul(x)?;
+        let dmiddles = Tensor::cat(&dmiddles, 1)?;
+        let das = dmiddles.t()?.matmul(x)?;
         let rank = self.adapter.rank;
         for (nth, (at, db)) in dbs.into_iter().enumerate() {
             self.gradient.add(at, das.narrow(0, nth * rank, rank)?, db)?;
         }
-        Ok(())
+        Ok(Some(dmiddles))
+    }
+
+    /// From the gradients of linears, side by side, to that of the input that they share.
+    fn through(&self, targets: &[Target], dy: &Tensor, dmiddles: Option<&Tensor>) -> Result<Tensor> {
+        if on_slices(dy) {
+            return dy.matmul(&self.merged(targets)?);
+        }
+        // In bf16 a weight with a small update in it is the weight again: the update's share is added apart.
+        let mut dx: Option<Tensor> = None;
+        let mut add = |more: Tensor| -> Result<()> {
+            dx = Some(match dx.take() {
+                Some(sum) => (sum + more)?,
+                None => more,
+            });
+            Ok(())
+        };
+        let (mut column, mut nth) = (0, 0);
+        for target in targets {
+            let weight = self.weight(*target);
+            let out = weight.dims()[0];
+            add(weight.backward(&columns(dy, column, out)?)?)?;
+            column += out;
+            let Some((pair, dmiddles)) = self.adapter.pair(self.layer, *target).zip(dmiddles) else {
+                continue;
+            };
+            let ([a, _], rank) = (pair.beside(dy)?, self.adapter.rank);
+            add(product(&dmiddles.narrow(1, nth * rank, rank)?, &a)?)?;
+            nth += 1;
+        }
+        dx.ok_or_else(|| candle_core::Error::Msg("no linears".to_owned()))
     }
 
     /// The linears' weights one below the other, the adapter's update in them: `W + scale · B A`, `[Σ out, in]`.
@@ -267,6 +307,12 @@ impl LayerPass<'_> {
     fn weight(&self, target: Target) -> &Linear {
         &self.decoder.layers[self.layer].linears[target as usize]
     }
+}
+
+/// Some columns; without gaps between the rows where products want that.
+fn columns(x: &Tensor, from: usize, count: usize) -> Result<Tensor> {
+    let columns = x.narrow(1, from, count)?;
+    if on_slices(x) { Ok(columns) } else { columns.contiguous() }
 }
 
 fn head_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {

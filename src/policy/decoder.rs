@@ -11,8 +11,9 @@ use rayon::prelude::*;
 
 use super::{
     architecture::Architecture,
-    attention::{Past, Span, attend, blocks_of},
+    attention::{Past, Reach, Span, attend, blocks_of},
     backward::{LayerTape, PartTape, Tape},
+    device::{Placement, on_slices, product_rate},
     kv::KvCache,
     linear::Linear,
     lora::{Adapter, Target},
@@ -130,6 +131,14 @@ pub(crate) enum Memory<'a, 'b> {
     Tape(&'a mut Vec<LayerTape>),
 }
 
+/// What all layers of a pass need to know of its rows.
+#[derive(Debug)]
+pub(crate) struct Places {
+    pub(crate) angles: Angles,
+    /// Where attention is made of tensor operations.
+    pub(crate) reach: Option<Reach>,
+}
+
 impl Decoder {
     /// One step of serving: the hidden states after the last norm, `[rows, hidden]`. Each span extends its cache.
     pub fn step(&self, batch: &Batch, caches: &mut [&mut KvCache]) -> Result<Tensor> {
@@ -169,7 +178,7 @@ impl Decoder {
         if layers.is_empty() {
             return Ok(x.clone());
         }
-        let parts = batch.parts(rayon::current_num_threads()).into_par_iter().map(|(rows, batch)| {
+        let parts = batch.parts(self.threads()).into_par_iter().map(|(rows, batch)| {
             let x = x.narrow(0, rows.start, rows.len())?;
             self.layers(x, &batch, layers.clone(), &mut Memory::Nothing)
         });
@@ -178,7 +187,7 @@ impl Decoder {
 
     /// [`Decoder::hidden_from`] that keeps what the backward pass needs. One adapter covers all rows, from `layer` on.
     pub fn hidden_taped(&self, trunk: &Tensor, batch: &Batch, layer: usize) -> Result<(Tensor, Tape)> {
-        let parts = batch.parts(rayon::current_num_threads()).into_par_iter().map(|(rows, batch)| {
+        let parts = batch.parts(self.threads()).into_par_iter().map(|(rows, batch)| {
             let mut layers = Vec::with_capacity(self.layers.len() - layer);
             let x = trunk.narrow(0, rows.start, rows.len())?;
             let last = self.layers(x, &batch, layer..self.layers.len(), &mut Memory::Tape(&mut layers))?;
@@ -206,6 +215,61 @@ impl Decoder {
         self.architecture.rms_epsilon as f32
     }
 
+    /// Where the weights are, and with them everything else.
+    pub(crate) fn placement(&self) -> Placement {
+        Placement::of(&self.norm)
+    }
+
+    /// Whether the weights are on a card.
+    pub fn is_on_card(&self) -> bool {
+        self.norm.device().is_cuda()
+    }
+
+    /// Returns once the device has done what it was given.
+    pub fn synchronize(&self) -> Result<()> {
+        self.norm.device().synchronize()
+    }
+
+    /// Frozen numbers that every token is multiplied with.
+    pub fn multiplied(&self) -> usize {
+        let linears = self.layers.iter().flat_map(|layer| &layer.linears);
+        linears.chain([&self.head]).map(|linear| linear.dims().iter().product::<usize>()).sum()
+    }
+
+    /// Operations a second that plain products of large matrices reach on the decoder's device.
+    pub fn product_rate(&self) -> Result<f64> {
+        const SIZE: usize = 8192;
+        const TIMES: usize = 20;
+        product_rate(&self.placement(), SIZE, TIMES)
+    }
+
+    /// Threads that take sequences through the layers; a card is driven by one.
+    fn threads(&self) -> usize {
+        if on_slices(&self.norm) { rayon::current_num_threads() } else { 1 }
+    }
+
+    /// What all layers of a pass need to know of its rows.
+    pub(crate) fn places(&self, batch: &Batch, caches: Option<&[&mut KvCache]>) -> Result<Places> {
+        let angles = self.rope.angles(&batch.positions());
+        if on_slices(&self.norm) {
+            return Ok(Places { angles, reach: None });
+        }
+        let (heads, device) = (self.architecture.attention(), self.norm.device());
+        let Some(caches) = caches else {
+            return Ok(Places { angles, reach: Some(Reach::fresh(&batch.spans, heads, device)?) });
+        };
+        let stored: Option<Vec<_>> = caches.iter().map(|cache| cache.stored()).collect();
+        let stored = stored.unwrap_or_default();
+        let Some((store, _)) =
+            stored.first().filter(|(store, _)| stored.iter().all(|(other, _)| Arc::ptr_eq(store, other)))
+        else {
+            candle_core::bail!("the caches do not lie in one store on the decoder's device")
+        };
+        let location = |nth: usize, place: usize| stored[nth].1[place];
+        let reach = Reach::stored(&batch.spans, heads, store, &location)?;
+        Ok(Places { angles, reach: Some(reach) })
+    }
+
     fn layers(
         &self,
         mut x: Tensor,
@@ -213,9 +277,13 @@ impl Decoder {
         layers: Range<usize>,
         memory: &mut Memory<'_, '_>,
     ) -> Result<Tensor> {
-        let angles = self.rope.angles(&batch.positions());
+        let caches = match memory {
+            Memory::Caches(caches) => Some(&**caches),
+            Memory::Nothing | Memory::Tape(_) => None,
+        };
+        let places = self.places(batch, caches)?;
         for layer in layers {
-            x = self.layer(layer, x, batch, &angles, memory)?;
+            x = self.layer(layer, x, batch, &places, memory)?;
         }
         Ok(x)
     }
@@ -225,7 +293,7 @@ impl Decoder {
         index: usize,
         x: Tensor,
         batch: &Batch,
-        angles: &Angles,
+        places: &Places,
         memory: &mut Memory<'_, '_>,
     ) -> Result<Tensor> {
         let layer = &self.layers[index];
@@ -238,11 +306,12 @@ impl Decoder {
             Some([of_q, of_k]) => (self.head_norm(&q, of_q)?, self.head_norm(&k, of_k)?),
             None => (q, k),
         };
-        let q = angles.rotate(&q)?;
-        let k = angles.rotate(&k)?;
-        let attention = match memory {
-            Memory::Caches(caches) => self.attend_cached(index, (&q, &k, &v), batch, caches)?,
-            Memory::Nothing | Memory::Tape(_) => self.attend_fresh((&q, &k, &v), batch)?,
+        let q = places.angles.rotate(&q)?;
+        let k = places.angles.rotate(&k)?;
+        let attention = match (&places.reach, &mut *memory) {
+            (Some(reach), _) => reach.attend(index, (&q, &k, &v), self.architecture.attention())?,
+            (None, Memory::Caches(caches)) => self.attend_cached(index, (&q, &k, &v), batch, caches)?,
+            (None, Memory::Nothing | Memory::Tape(_)) => self.attend_fresh((&q, &k, &v), batch)?,
         };
         let [attended] = layer.project([Target::Output], &attention, batch, index, &mut low_rank)?;
         let middle = sum(&x, &attended)?;
@@ -357,8 +426,9 @@ fn adapted(
         } else {
             (x.narrow(0, range.start, range.len())?, y.narrow(0, range.start, range.len())?)
         };
-        let middle = (x.matmul(&pair.a.t()?)? * adapter.scale())?;
-        let changed = sum(&y_rows, &middle.matmul(&pair.b.t()?)?)?;
+        let [a, b] = pair.beside(&x)?;
+        let middle = (x.matmul(&a.t()?)? * adapter.scale())?;
+        let changed = sum(&y_rows, &middle.matmul(&b.t()?)?)?;
         inner = Some(middle);
         if range.start > done {
             pieces.push(y.narrow(0, done, range.start - done)?);

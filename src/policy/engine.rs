@@ -31,6 +31,7 @@ use self::sequence::Sequence;
 use super::{
     Batch, Config, Error, KvCache, Metrics, Model,
     attention::BLOCK,
+    device::on_host,
     grammar::{Grammar, Grammars, SchemaError},
     kv::{Name, Pool},
     ops::read,
@@ -91,7 +92,10 @@ impl Engine {
         let load = Arc::new(Load::default());
         metrics.queue_capacity.with_label_values(&["engine"]).set(config.queue as i64);
         metrics.queue_depth.with_label_values(&["engine"]).set(0);
-        let pool = Pool::new(&model.decoder.architecture, config.cache_tokens);
+        let (decoder, tokens) = (&model.decoder, config.cache_tokens);
+        let pool = Pool::new(&decoder.architecture, tokens, &decoder.placement()).map_err(|fault| {
+            Error::Model(format!("`policy.cache_tokens` = {tokens} is more than the device holds: {fault}"))
+        })?;
         metrics.cache_blocks.with_label_values(&["capacity"]).set(pool.capacity() as i64);
         let context = model.decoder.architecture.context.min(pool.capacity() * BLOCK);
         let mut device = Loop {
@@ -405,7 +409,7 @@ impl Loop {
         for (row, index) in ending.iter().enumerate() {
             rows[*index] = Some(row);
         }
-        read(logits, |logits| {
+        read(&on_host(logits)?, |logits| {
             let rows = self.running.par_iter_mut().zip(rows);
             rows.for_each_init(Scratch::default, |scratch, (sequence, row)| {
                 if let Some(row) = row {

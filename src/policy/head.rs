@@ -1,10 +1,13 @@
 //! Log-probabilities of given tokens, without ever holding `[rows, vocabulary]` at once.
 
+mod tensors;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
     decoder::Decoder,
+    device::on_slices,
     linear::Linear,
     ops::{add_scaled, exp, for_each_row, read},
 };
@@ -27,7 +30,7 @@ impl TokenLogprobs {
     /// The gradient with respect to the hidden states, from the gradient with respect to each log-probability.
     pub fn backward(&self, dlogprobs: &[f32]) -> Result<Option<Tensor>> {
         let Some(slopes) = &self.slopes else { return Ok(None) };
-        let by = Tensor::new(dlogprobs, slopes.device())?.unsqueeze(1)?;
+        let by = Tensor::new(dlogprobs, slopes.device())?.to_dtype(slopes.dtype())?.unsqueeze(1)?;
         Ok(Some(slopes.broadcast_mul(&by)?))
     }
 }
@@ -45,6 +48,9 @@ impl Decoder {
         temperature: f64,
         slopes: bool,
     ) -> Result<TokenLogprobs> {
+        if !on_slices(hidden) {
+            return tensors::token_logprobs(&self.head, hidden, targets, temperature, slopes);
+        }
         let rows = hidden.dim(0)?;
         // Unpacked once for all chunks.
         let head = if slopes { Linear::Dense(self.head.dense()?) } else { self.head.clone() };

@@ -3,7 +3,11 @@
 //! Kwon et al., *Efficient Memory Management for Large Language Model Serving with PagedAttention*, 2023; the index of
 //! prefixes is a chain of digests, one a block.
 
+mod store;
+
 use std::{cmp::Reverse, collections::HashMap, sync::Arc};
+
+use candle_core::Result;
 
 use sha2::{Digest, Sha256};
 
@@ -12,19 +16,25 @@ use crate::completion::Version;
 use super::{
     architecture::Architecture,
     attention::{BLOCK, Heads, Past, write_block},
+    decoder::Decoder,
+    device::Placement,
 };
 
-/// Keys and values of [`BLOCK`] places in all layers, laid out as [`Past`] has them.
+pub(crate) use self::store::Store;
+
+/// Keys and values of [`BLOCK`] places in all layers.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// `[layers, 2, kv_heads · head_dim · BLOCK]`.
+    /// `[layers, 2, kv_heads · head_dim · BLOCK]`, laid out as [`Past`] has them; none where the device holds them.
     values: Vec<f32>,
+    /// The device's store, and the first of its places that are this block's.
+    stored: Option<(Arc<Store>, usize)>,
 }
 
 impl Block {
     fn new(architecture: &Architecture) -> Self {
         let columns = architecture.kv_heads * architecture.head_dim;
-        Self { values: vec![0f32; architecture.layers * 2 * columns * BLOCK] }
+        Self { values: vec![0f32; architecture.layers * 2 * columns * BLOCK], stored: None }
     }
 
     fn layer(&self, layer: usize, size: usize) -> (&[f32], &[f32]) {
@@ -43,10 +53,27 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache with blocks for `places`, from no pool.
-    pub fn of(architecture: &Architecture, places: usize) -> Self {
-        let own = (0..places.div_ceil(BLOCK)).map(|_| Block::new(architecture)).collect();
-        Self { own, ..Self::default() }
+    /// An empty cache with blocks for `places`, from a pool of its own.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn of(decoder: &Decoder, places: usize) -> Result<Self> {
+        let tokens = places.next_multiple_of(BLOCK);
+        let mut pool = Pool::new(&decoder.architecture, tokens, &decoder.placement())?;
+        let own = (0..tokens / BLOCK).filter_map(|_| pool.take()).collect();
+        Ok(Self { own, ..Self::default() })
+    }
+
+    fn held(&self) -> impl Iterator<Item = &Block> {
+        self.shared.iter().map(|block| &**block).chain(&self.own)
+    }
+
+    /// Where the device holds the keys and values, if it does: the store, and where in it each place is.
+    pub(crate) fn stored(&self) -> Option<(&Arc<Store>, Vec<usize>)> {
+        let blocks: Option<Vec<_>> = self.held().map(|block| block.stored.as_ref()).collect();
+        let blocks = blocks?;
+        let (store, _) = blocks.first()?;
+        Some((store, blocks.iter().flat_map(|(_, first)| *first..first + BLOCK).collect()))
     }
 
     /// Places that are filled.
@@ -98,8 +125,7 @@ impl KvCache {
 
     pub(crate) fn past(&self, layer: usize, heads: Heads) -> Past<'_> {
         let size = heads.keys * heads.dim * BLOCK;
-        let blocks = self.shared.iter().map(|block| &**block).chain(&self.own);
-        Past { blocks: blocks.map(|block| block.layer(layer, size)).collect() }
+        Past { blocks: self.held().map(|block| block.layer(layer, size)).collect() }
     }
 }
 
@@ -128,6 +154,8 @@ pub(crate) struct Pool {
     /// Blocks that exist; memory is taken when it is first needed.
     made: usize,
     spare: Vec<Block>,
+    /// Where the device holds keys and values: all of the memory, from the start.
+    store: Option<Arc<Store>>,
     kept: HashMap<Name, Kept>,
     /// Sequences that have come to their end.
     clock: u64,
@@ -153,16 +181,20 @@ impl Kept {
 
 impl Pool {
     /// For `tokens` places, in whole blocks.
-    pub(crate) fn new(architecture: &Architecture, tokens: usize) -> Self {
-        Self {
+    pub(crate) fn new(architecture: &Architecture, tokens: usize, placement: &Placement) -> Result<Self> {
+        let capacity = (tokens / BLOCK).max(1);
+        let columns = architecture.kv_heads * architecture.head_dim;
+        let store = || Store::new(architecture.layers, capacity * BLOCK, columns, placement);
+        Ok(Self {
             architecture: architecture.clone(),
-            capacity: (tokens / BLOCK).max(1),
+            capacity,
+            store: (!placement.has_slices()).then(store).transpose()?.map(Arc::new),
             made: 0,
             spare: Vec::new(),
             kept: HashMap::new(),
             clock: 0,
             evicted: 0,
-        }
+        })
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -186,7 +218,9 @@ impl Pool {
         }
         if self.made < self.capacity {
             self.made += 1;
-            return Some(Block::new(&self.architecture));
+            let Some(store) = &self.store else { return Some(Block::new(&self.architecture)) };
+            let first = (self.made - 1) * BLOCK;
+            return Some(Block { values: Vec::new(), stored: Some((Arc::clone(store), first)) });
         }
         let idle = self.kept.iter().filter(|(_, kept)| kept.is_idle());
         let oldest = *idle.min_by_key(|(_, kept)| (kept.used, Reverse(kept.depth)))?.0;
@@ -261,7 +295,7 @@ mod tests {
         fn blocks_are_neither_lost_nor_doubled(
             steps in prop::collection::vec((any::<bool>(), 0u32..3, 1usize..6, 0usize..8), 1..80),
         ) {
-            let mut pool = Pool::new(&tiny::architecture(), 8 * BLOCK);
+            let mut pool = Pool::new(&tiny::architecture(), 8 * BLOCK, &Placement::cpu()).unwrap();
             let mut running: Vec<(Vec<u32>, KvCache)> = Vec::new();
             for (begins, salt, blocks, at) in steps {
                 if begins {
@@ -308,7 +342,7 @@ mod tests {
 
     #[test]
     fn the_beginning_outlives_the_end() {
-        let mut pool = Pool::new(&tiny::architecture(), 4 * BLOCK);
+        let mut pool = Pool::new(&tiny::architecture(), 4 * BLOCK, &Placement::cpu()).unwrap();
         let tokens: Vec<u32> = (0..(3 * BLOCK) as u32).collect();
         let mut cache = passed(&mut pool, &tokens).unwrap();
         pool.release(&mut cache);

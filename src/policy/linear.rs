@@ -8,6 +8,7 @@ use candle_core::{
 };
 
 use super::{
+    device::Placement,
     ops::read,
     packed::{Bits, Packed},
 };
@@ -52,6 +53,11 @@ impl Linear {
         }
     }
 
+    /// The same matrix where the device is: dense, wherever that is not the CPU's own form.
+    pub(crate) fn placed(self, placement: &Placement) -> Result<Self> {
+        if placement.has_slices() { Ok(self) } else { Ok(Self::Dense(placement.place(&self.dense()?)?)) }
+    }
+
     /// [`Linear::dense`] into a place of that size.
     pub(crate) fn unpack(&self, dense: &mut [f32]) -> Result<()> {
         match self {
@@ -79,7 +85,8 @@ impl Linear {
                 packed.push(&**matrix);
             }
         }
-        let mut products = Packed::products(&packed, x)?.into_iter();
+        let products = if packed.is_empty() { Vec::new() } else { Packed::products(&packed, x)? };
+        let mut products = products.into_iter();
         let mut all = Vec::with_capacity(N);
         for linear in linears {
             let product = match linear {

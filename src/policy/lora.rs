@@ -3,7 +3,12 @@
 //! The update of a linear is `alpha / rank · B A x`. An adapter is immutable once made: training makes a new one after
 //! each step, so that the engine can hold any of them without a lock.
 
-use std::{collections::HashMap, fs, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -12,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error,
     architecture::Architecture,
+    device::Placement,
     ops::{add_scaled, for_each_row, read},
 };
 
@@ -54,9 +60,28 @@ impl Target {
 pub struct Pair {
     pub a: Tensor,
     pub b: Tensor,
+    /// Both in the form of the activations, where those are not f32 on the CPU as the pair itself is.
+    placed: OnceLock<[Tensor; 2]>,
 }
 
 impl Pair {
+    fn new(a: Tensor, b: Tensor) -> Self {
+        Self { a, b, placed: OnceLock::new() }
+    }
+
+    /// `a` and `b` for products with `x`; moved there once.
+    pub(crate) fn beside(&self, x: &Tensor) -> candle_core::Result<[Tensor; 2]> {
+        let placement = Placement::of(x);
+        let known = [[&self.a, &self.b]].into_iter().chain(self.placed.get().map(|[a, b]| [a, b]));
+        if let Some(pair) = known.into_iter().find(|[a, _]| placement.holds(a)) {
+            return Ok(pair.map(Clone::clone));
+        }
+        let placed = [placement.place(&self.a)?, placement.place(&self.b)?];
+        // Another device's may stand there already; then it keeps its place.
+        let _kept = self.placed.set(placed.clone());
+        Ok(placed)
+    }
+
     /// Adds `scale · B A` to a weight of `[out, in]`.
     pub(crate) fn add_to(&self, weight: &mut [f32], scale: f32) -> candle_core::Result<()> {
         let (rank, input) = self.a.dims2()?;
@@ -115,7 +140,7 @@ impl Adapter {
             for target in Target::ALL {
                 let (out, input) = architecture.linear(target);
                 let a = uniform(shape.rank, input, 1.0 / (input as f64).sqrt())?;
-                pairs.push(Pair { a, b: Tensor::zeros((out, shape.rank), DType::F32, &device)? });
+                pairs.push(Pair::new(a, Tensor::zeros((out, shape.rank), DType::F32, &device)?));
             }
         }
         let hidden = architecture.hidden;
@@ -159,10 +184,15 @@ impl Adapter {
         let pairs = self
             .pairs
             .iter()
-            .map(|pair| Ok(Pair { a: next(&pair.a)?, b: next(&pair.b)? }))
+            .map(|pair| Ok(Pair::new(next(&pair.a)?, next(&pair.b)?)))
             .collect::<candle_core::Result<_>>()?;
         let score = self.score.as_ref().map(&mut next).transpose()?;
         Ok(Self { pairs, score, ..self.clone() })
+    }
+
+    /// The scalar heads for products with hidden states in f32 where these are, `[heads, hidden]`.
+    pub fn heads_beside(&self, hidden: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        self.score.as_ref().map(|heads| heads.to_device(hidden.device())).transpose()
     }
 
     /// The same adapter with one head, the mean of its heads.
@@ -236,10 +266,10 @@ impl Adapter {
             for target in Target::ALL {
                 let (out, input) = architecture.linear(target);
                 let prefix = tensor_prefix(layer, target);
-                pairs.push(Pair {
-                    a: tensor(format!("{prefix}.lora_A.weight"), config.r, input)?,
-                    b: tensor(format!("{prefix}.lora_B.weight"), out, config.r)?,
-                });
+                pairs.push(Pair::new(
+                    tensor(format!("{prefix}.lora_A.weight"), config.r, input)?,
+                    tensor(format!("{prefix}.lora_B.weight"), out, config.r)?,
+                ));
             }
         }
         let mut score = tensors

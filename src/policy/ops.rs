@@ -3,10 +3,15 @@
 //! candle's fused `rms_norm`, `rope` and `softmax_last_dim` have no backward: the gradient stops there without a word.
 //! These work on the rows of contiguous f32 matrices on the CPU. Rows are shared out to threads, and `pulp` compiles each
 //! loop for the widest vectors that the machine has; only what is inlined into it is, hence the attributes on closures.
+//! Tensors of another device or type go to `ops/tensors.rs`.
+
+pub(crate) mod tensors;
 
 use candle_core::{Result, Storage, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
+
+use super::device::on_slices;
 
 /// Rows below which waking a second thread costs more than it saves.
 const PARALLEL_ROWS: usize = 16;
@@ -90,6 +95,9 @@ pub(crate) fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
 
 /// `a + b`. candle's sum waits for threads of candle's own, which would compete with ours.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !on_slices(a) {
+        return a + b;
+    }
     let columns = a.dim(1)?;
     read(a, |a_data| {
         read(b, |b_data| {
@@ -110,6 +118,9 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// `y = x / √(mean(x²) + ε) · weight`, for `x` of `[rows, hidden]`.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    if !on_slices(x) {
+        return tensors::rms_norm(x, weight, epsilon);
+    }
     let hidden = x.dim(1)?;
     read(x, |x_data| {
         read(weight, |weight| {
@@ -137,6 +148,9 @@ pub(crate) fn rms_norm_backward(
     epsilon: f32,
     onto: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if !on_slices(x) {
+        return tensors::rms_norm_backward(dy, x, weight, epsilon, onto);
+    }
     let hidden = x.dim(1)?;
     let backward = |onto: Option<&[f32]>| {
         read(dy, |dy_data| {
@@ -179,6 +193,9 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
 
 /// `silu(gate) · up`, both `[rows, intermediate]`.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if !on_slices(gate) {
+        return tensors::swiglu(gate, up);
+    }
     let columns = gate.dim(1)?;
     read(gate, |gate_data| {
         read(up, |up_data| {
@@ -199,6 +216,9 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// The gradients of [`swiglu`] with respect to `gate` and `up`, side by side: `[rows, 2 · intermediate]`.
 pub(crate) fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if !on_slices(gate) {
+        return tensors::swiglu_backward(dy, gate, up);
+    }
     let columns = gate.dim(1)?;
     read(dy, |dy_data| {
         read(gate, |gate_data| {
@@ -246,13 +266,13 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use candle_core::Device;
 
     use super::*;
     use crate::policy::rope::{Rope, RopeScaling};
 
-    fn matrix(rows: usize, columns: usize, seed: u32) -> Tensor {
+    pub(crate) fn matrix(rows: usize, columns: usize, seed: u32) -> Tensor {
         let mut state = seed.wrapping_mul(2_654_435_761).max(1);
         let data: Vec<f32> = (0..rows * columns)
             .map(|_| {

@@ -1,9 +1,14 @@
 //! Rotary position embedding: Su et al., *RoFormer*, 2021, in the half-split form of the Hugging Face checkpoints.
 
+use std::sync::OnceLock;
+
 use candle_core::Tensor;
 use serde::Deserialize;
 
-use super::ops::{by_rows, read};
+use super::{
+    device::{Placement, on_slices},
+    ops::{by_rows, read, tensors::widened},
+};
 
 /// How a model stretches its positions beyond those that it was first trained on.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -143,6 +148,8 @@ pub(crate) struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    /// The same where the rows are, if that is not here: `[rows, 1, 1, head_dim / 2]`.
+    placed: OnceLock<[Tensor; 2]>,
 }
 
 impl Rope {
@@ -161,6 +168,7 @@ impl Rope {
             cos: angles().map(|angle| angle.cos() * self.attention).collect(),
             sin: angles().map(|angle| angle.sin() * self.attention).collect(),
             half: self.frequencies.len(),
+            placed: OnceLock::new(),
         }
     }
 }
@@ -177,6 +185,9 @@ impl Angles {
     }
 
     fn turn(&self, x: &Tensor, sign: f32) -> candle_core::Result<Tensor> {
+        if !on_slices(x) {
+            return self.turn_tensor(x, f64::from(sign));
+        }
         let columns = x.dim(1)?;
         let half = self.half;
         read(x, |data| {
@@ -199,5 +210,28 @@ impl Angles {
                 },
             )
         })?
+    }
+    /// [`Angles::turn`] as tensor operations.
+    fn turn_tensor(&self, x: &Tensor, sign: f64) -> candle_core::Result<Tensor> {
+        let (rows, columns) = x.dims2()?;
+        let wide = widened(x)?.reshape((rows, columns / (2 * self.half), 2, self.half))?;
+        let [cos, sin] = self.beside(&wide, rows)?;
+        let (low, high) = (wide.narrow(2, 0, 1)?, wide.narrow(2, 1, 1)?);
+        let turned_low = (low.broadcast_mul(&cos)? - (high.broadcast_mul(&sin)? * sign)?)?;
+        let turned_high = (high.broadcast_mul(&cos)? + (low.broadcast_mul(&sin)? * sign)?)?;
+        Tensor::cat(&[turned_low, turned_high], 2)?.reshape((rows, columns))?.to_dtype(x.dtype())
+    }
+
+    /// Cosines and sines where `x` is, moved there by the first layer that asks.
+    fn beside(&self, x: &Tensor, rows: usize) -> candle_core::Result<[Tensor; 2]> {
+        let place = Placement::of(x);
+        if let Some(placed) = self.placed.get().filter(|[cos, _]| place.holds(cos)) {
+            return Ok(placed.clone());
+        }
+        let moved = |values: &[f32]| {
+            place.place(&Tensor::from_slice(values, (rows, 1, 1, self.half), &candle_core::Device::Cpu)?)
+        };
+        let placed = [moved(&self.cos)?, moved(&self.sin)?];
+        Ok(self.placed.get_or_init(|| placed).clone())
     }
 }

@@ -1,16 +1,20 @@
 //! The decoder against itself and against the reference implementations, on a tiny seeded model.
 
 mod families;
+mod tensors;
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{Adapter, AdapterGradient, Batch, Decoder, KvCache, Model, Shape, tiny, write_tiny};
+use super::{
+    Adapter, AdapterGradient, Batch, Decoder, Device, KvCache, Model, Shape, device::Placement, tiny,
+    write_tiny,
+};
 
 fn decoder() -> Decoder {
-    Decoder::random(tiny::architecture(), 0).unwrap()
+    Decoder::random(tiny::architecture(), 0, &Placement::cpu()).unwrap()
 }
 
 /// An adapter whose B is not zero, as after some training.
@@ -80,7 +84,7 @@ fn cached_decoding_equals_the_full_pass() {
     let decoder = decoder();
     let adapter = trained(&decoder, 0);
     let full = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
-    let mut cache = KvCache::of(&decoder.architecture, 64);
+    let mut cache = KvCache::of(&decoder, 64).unwrap();
     let mut stepped = Vec::new();
     for chunk in [&TOKENS[..3], &TOKENS[3..4], &TOKENS[4..]] {
         let mut batch = Batch::default();
@@ -216,7 +220,7 @@ fn heads_survive_the_disk_unless_somebody_went_on_with_their_mean() {
 fn the_tiny_model_is_a_hugging_face_directory() {
     let dir = tempfile::tempdir().unwrap();
     write_tiny(dir.path(), 0).unwrap();
-    let model = Model::load(dir.path().to_str().unwrap()).unwrap();
+    let model = Model::load(dir.path().to_str().unwrap(), Device::Cpu).unwrap();
     let tokens = model.vocabulary.encode_text("Grüße, 12!").unwrap();
     assert_eq!(tokens, [41, 84, 130, 123, 130, 256, 71, 14, 223, 19, 20, 3]);
     assert_eq!(model.vocabulary.decode(&tokens), "Grüße, 12!");
@@ -246,7 +250,7 @@ fn a_template_that_writes_without_end_is_refused() {
     write_tiny(dir.path(), 0).unwrap();
     let endless = "{% for a in range(99999) %}{{ messages }}{{ messages }}{% endfor %}";
     std::fs::write(dir.path().join("chat_template.jinja"), endless).unwrap();
-    let model = Model::load(dir.path().to_str().unwrap()).unwrap();
+    let model = Model::load(dir.path().to_str().unwrap(), Device::Cpu).unwrap();
     let error = model.vocabulary.encode_chat(&[crate::completion::Message::user("a long way")]).unwrap_err();
     let mut said = error.to_string();
     let mut cause = std::error::Error::source(&error);

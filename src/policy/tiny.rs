@@ -6,7 +6,7 @@ use candle_core::safetensors;
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer, models::bpe::BPE, pre_tokenizers::byte_level::ByteLevel};
 
-use super::{Architecture, Decoder, Error, Family, RopeScaling, rope};
+use super::{Architecture, Decoder, Error, Family, RopeScaling, device::Placement, rope};
 
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
@@ -114,7 +114,7 @@ pub fn write_tiny(dir: &Path, seed: u64) -> Result<(), Error> {
 /// The files cannot be written.
 pub fn write_tiny_of(architecture: Architecture, dir: &Path, seed: u64) -> Result<(), Error> {
     fs::create_dir_all(dir)?;
-    let decoder = Decoder::random(architecture, seed)?;
+    let decoder = Decoder::random(architecture, seed, &Placement::cpu())?;
     safetensors::save(&decoder.tensors()?, dir.join("model.safetensors"))?;
     let tokenizer = tokenizer()?;
     tokenizer.save(dir.join("tokenizer.json"), false).map_err(|error| Error::Tokenizer(error.to_string()))?;

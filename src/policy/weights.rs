@@ -14,6 +14,7 @@ use super::{
     Error,
     architecture::{Architecture, Family},
     decoder::{Decoder, Layer},
+    device::Placement,
     linear::Linear,
     lora::Target,
     rope::Rope,
@@ -21,7 +22,11 @@ use super::{
 
 impl Decoder {
     /// Reads the weights of a GGUF file.
-    pub(crate) fn from_gguf(content: &gguf_file::Content, file: &mut BufReader<File>) -> Result<Self, Error> {
+    pub(crate) fn from_gguf(
+        content: &gguf_file::Content,
+        file: &mut BufReader<File>,
+        placement: &Placement,
+    ) -> Result<Self, Error> {
         // candle multiplies the sizes without looking whether their product fits, and reads none as some.
         for (name, info) in &content.tensor_infos {
             let elements =
@@ -42,7 +47,7 @@ impl Decoder {
         // llama.cpp stores the rows of Llama's query and key projections in the order of its own rotary embedding, pairs
         // side by side; the checkpoint's order (and the adapters') has the halves apart.
         let pairs = architecture.family == Family::Llama;
-        Self::build(architecture, |name| {
+        Self::build(architecture, placement, |name| {
             let tensor = Linear::from_gguf(&content.tensor(file, &gguf_name(name), &Device::Cpu)?)?;
             match name {
                 _ if pairs && name.ends_with("q_proj.weight") => halves_apart(&tensor, heads),
@@ -53,7 +58,7 @@ impl Decoder {
     }
 
     /// Reads `config.json` and the safetensors of a directory, in one file or several; any float type, unpacked to f32.
-    pub(crate) fn from_directory(dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn from_directory(dir: &Path, placement: &Placement) -> Result<Self, Error> {
         let config = fs::read_to_string(dir.join("config.json"))
             .map_err(|error| Error::Model(format!("{}: config.json: {error}", dir.display())))?;
         let generation = fs::read_to_string(dir.join("generation_config.json")).ok();
@@ -63,7 +68,7 @@ impl Decoder {
             let loaded = safetensors::load(dir.join(&file), &Device::Cpu);
             tensors.extend(loaded.map_err(|error| Error::Model(format!("{file}: {error}")))?);
         }
-        Self::build(architecture, |name| {
+        Self::build(architecture, placement, |name| {
             let tensor = tensors.remove(name);
             let tensor = tensor.ok_or_else(|| candle_core::Error::Msg(format!("`{name}` is missing")))?;
             Linear::dense_f32(&tensor)
@@ -71,10 +76,14 @@ impl Decoder {
     }
 
     /// Random weights from a seed, for tests: the same seed gives the same model everywhere.
-    pub(crate) fn random(architecture: Architecture, seed: u64) -> Result<Self, Error> {
+    pub(crate) fn random(
+        architecture: Architecture,
+        seed: u64,
+        placement: &Placement,
+    ) -> Result<Self, Error> {
         let mut rng = StdRng::seed_from_u64(seed);
         let shapes = architecture.clone();
-        Self::build(architecture, |name| {
+        Self::build(architecture, placement, |name| {
             let (rows, columns) = shape_of(name, &shapes);
             // What only some families have is far from neutral, so that leaving it out would show.
             if name.ends_with("_proj.bias")
@@ -97,6 +106,7 @@ impl Decoder {
     /// Asks `tensor` for each tensor by its Hugging Face name and checks its shape.
     fn build(
         architecture: Architecture,
+        placement: &Placement,
         mut tensor: impl FnMut(&str) -> candle_core::Result<Linear>,
     ) -> Result<Self, Error> {
         let mut checked = |name: &str| {
@@ -109,7 +119,8 @@ impl Decoder {
             if dims != expected {
                 return Err(Error::Model(format!("`{name}` is {dims:?}, not {expected:?}")));
             }
-            Ok(tensor)
+            // One by one, so that a card's weights are never on the host all at once in f32.
+            tensor.placed(placement).map_err(|fault| Error::Model(format!("`{name}`: {fault}")))
         };
         let embedding = checked(EMBEDDING)?;
         // Not as many at once as a header may claim.

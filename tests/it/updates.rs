@@ -7,7 +7,7 @@ use std::sync::{
 
 use gyrostat::{
     completion::{Timestamp, Version},
-    policy::{Adapter, Model, Shape},
+    policy::{Adapter, Device, Model, Shape},
     registry::Origin,
 };
 use serde_json::json;
@@ -16,7 +16,7 @@ use super::harness::{Running, start, start_with};
 
 /// Puts an adapter that changes the answers on disk, as an update would.
 pub(crate) fn stage(running: &Running, seed: u64) -> Version {
-    let model = Model::load(running.dir.path().join("tiny").to_str().unwrap()).unwrap();
+    let model = Model::load(running.dir.path().join("tiny").to_str().unwrap(), Device::Cpu).unwrap();
     let architecture = &model.decoder.architecture;
     let shape = Shape { rank: 2, alpha: 64.0, first_layer: 0, heads: 0 };
     let fresh = Adapter::new(architecture, shape, seed).unwrap();

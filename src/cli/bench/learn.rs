@@ -5,10 +5,12 @@ use std::{
     time::Instant,
 };
 
-use crate::cli::Error;
+use crate::cli::{Error, generate};
 use crate::completion::Prompt;
 use crate::config::Config;
-use crate::learn::{Measures, Method, Online, Pace, Practice, RewardModel, Sequence, Watch, ppo as recipe};
+use crate::learn::{
+    Measures, Method, MicroTokens, Online, Pace, Practice, RewardModel, Sequence, Watch, ppo as recipe,
+};
 use crate::policy::{AdapterGradient, Batch, Decoder, Engine, Model};
 
 use super::serve;
@@ -18,11 +20,43 @@ fn tokens(count: usize, salt: usize, decoder: &Decoder) -> Vec<u32> {
     (0..count).map(|at| ((100 + (at * 7 + salt * 131) % 3000) % vocabulary) as u32).collect()
 }
 
+/// Sequences of 256 tokens that are trained on.
+const SEQUENCES: usize = 4;
+/// As many as a card may take to be busy.
+const MANY_SEQUENCES: usize = 32;
+
+/// Tokens a second of training, and on a card what share that is of what it can do.
+pub(super) fn training(
+    config: &Config,
+    rounds: usize,
+    row: &mut dyn FnMut(&str, Vec<f64>),
+) -> Result<(), Error> {
+    let model = generate::load(&config.policy.model, config.policy.device)?;
+    let measured = (0..rounds).map(|_| train(&model, config, SEQUENCES)).collect::<Result<Vec<_>, _>>()?;
+    row("train_lora_tokens_per_second", measured);
+    let decoder = &model.decoder;
+    if !decoder.is_on_card() {
+        return Ok(());
+    }
+    train(&model, config, MANY_SEQUENCES)?;
+    let many = (0..rounds).map(|_| train(&model, config, MANY_SEQUENCES)).collect::<Result<Vec<_>, _>>()?;
+    let most = decoder.product_rate()?;
+    // Two operations forward, two for the gradient of the input; none for that of a frozen weight.
+    let done = 4.0 * decoder.multiplied() as f64;
+    row("card_products_teraflops", vec![most / 1e12]);
+    row(
+        "train_lora_8192_tokens_share_of_card_percent",
+        many.iter().map(|rate| 100.0 * rate * done / most).collect(),
+    );
+    row("train_lora_8192_tokens_per_second", many);
+    Ok(())
+}
+
 /// Tokens a second of one forward and backward pass of a LoRA on all linears, log-probabilities of every token.
-pub(super) fn train(model: &Model, config: &Config) -> Result<f64, Error> {
+fn train(model: &Model, config: &Config, sequences: usize) -> Result<f64, Error> {
     let decoder = &model.decoder;
     let adapter = recipe::new_policy(model, config.learn.ppo.rank, config.learn.ppo.alpha, 1.0, 0)?;
-    let sequences: Vec<Vec<u32>> = (0..4).map(|salt| tokens(256, salt, decoder)).collect();
+    let sequences: Vec<Vec<u32>> = (0..sequences).map(|salt| tokens(256, salt, decoder)).collect();
     let batch = Batch::of(sequences.iter().map(Vec::as_slice), Some(&adapter));
     let started = Instant::now();
     let trunk = decoder.trunk(&batch, 0)?;
@@ -32,6 +66,7 @@ pub(super) fn train(model: &Model, config: &Config) -> Result<f64, Error> {
     if let Some(dhidden) = logprobs.backward(&gradient)? {
         decoder.backward(&tape, &dhidden, &mut AdapterGradient::default())?;
     }
+    decoder.synchronize()?;
     Ok(batch.tokens.len() as f64 / started.elapsed().as_secs_f64())
 }
 
@@ -76,7 +111,7 @@ fn iteration(engine: &Engine, config: &Config, round: usize) -> Result<(f64, f64
     let score = |sequences: &[Sequence], watch: &Watch<'_>| reward.score(model, sequences, watch);
     let nowhere = |_: &str, _: f64, _: Measures<'_>| ();
     let watch = Watch {
-        micro_tokens: config.learn.pace.micro_tokens,
+        micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &nowhere,
@@ -122,7 +157,7 @@ fn while_training(engine: &Engine, config: &Config, round: usize) -> Result<(f64
         let learner = scope.spawn(|| -> Result<usize, Error> {
             let mut passes = 0;
             while !ended.load(Ordering::Relaxed) {
-                threads.install(|| train(engine.model(), config))?;
+                threads.install(|| train(engine.model(), config, SEQUENCES))?;
                 engine.give_way(config.learn.pace.give_way());
                 passes += 1;
             }

@@ -11,7 +11,7 @@ use crate::completion::Prompt;
 use crate::config::Config;
 use crate::demo::users::{self, Asked, Kind, Users};
 use crate::learn::{
-    Measures, Method, Online, Pace, Practice, RewardModel, Sequence, Watch,
+    Measures, Method, MicroTokens, Online, Pace, Practice, RewardModel, Sequence, Watch,
     policy_pass::logprobs,
     ppo,
     preference::{self, Pair},
@@ -54,7 +54,7 @@ pub(super) fn study(only: Option<&str>, runs: usize, config: &Config) -> Result<
         bar.set_message(format!("{stage} {}", measures.join(" ")));
     };
     let watch = Watch {
-        micro_tokens: config.learn.pace.micro_tokens,
+        micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
         sequence_tokens: config.learn.pace.sequence_tokens,
         between: &|| true,
         report: &report,
@@ -210,7 +210,7 @@ fn ordered(model: &Model, policy: &Arc<Adapter>, pairs: &[Pair], watch: &Watch<'
     let answers: Vec<Sequence> =
         pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
     let mut gains = Vec::new();
-    for micro in MicroBatch::pack(&answers, watch.micro_tokens) {
+    for micro in MicroBatch::pack(&answers, watch.micro_tokens.get()) {
         let trunk = model.decoder.trunk(&micro.batch(None), policy.first_layer)?;
         let sums = |adapter| -> Result<Vec<f64>, Error> {
             let of = logprobs(&model.decoder, &micro, (&trunk, policy.first_layer), adapter, 1.0)?.logprobs;

@@ -21,7 +21,7 @@ pub(super) struct Figures {
 
 /// The engine with its model, warm; the sender keeps it serving the base.
 pub(super) fn start(config: &Config) -> Result<(Engine, watch::Sender<Served>), Error> {
-    let model = Arc::new(generate::load(&config.policy.model)?);
+    let model = Arc::new(generate::load(&config.policy.model, config.policy.device)?);
     let (sender, served) = watch::channel(Served::default());
     let metrics = policy::Metrics::register(&prometheus::Registry::new())?;
     let engine = Engine::start(model, &config.policy, served, metrics)?;

@@ -4,9 +4,9 @@
 
 use serde_json::Value;
 
-use super::{engine, tiny_model, watching};
+use super::{engine, tiny_model, tiny_model_on_tensors, watching};
 use crate::learn::{
-    Method, Online, Practice, Sequence, Watch,
+    Method, MicroTokens, Online, Practice, Sequence, Watch,
     checkpoint::Trainee,
     groups,
     policy_pass::logprobs,
@@ -71,10 +71,16 @@ fn measure(measures: &[(&'static str, f64)], name: &str) -> f64 {
     measures.iter().find(|(known, _)| *known == name).unwrap().1
 }
 
-/// In one micro-batch, and in one for each sequence or two.
-fn both(case: impl Fn(&Watch<'_>, bool)) {
-    case(&watching(4096), true);
-    case(&watching(17), false);
+/// In one micro-batch, in one for each sequence or two, and on a device that finds out that it has to be so; on slices and
+/// on tensor operations.
+fn each_way(case: impl Fn(&Arc<Model>, &Watch<'_>, bool)) {
+    for model in [tiny_model(), tiny_model_on_tensors()] {
+        case(&model, &watching(4096), true);
+        case(&model, &watching(17), false);
+        let scarce = Watch { micro_tokens: MicroTokens::simulated(4096, 20), ..watching(0) };
+        case(&model, &scarce, false);
+        assert_eq!(scarce.micro_tokens.get(), 17);
+    }
 }
 
 #[test]
@@ -89,9 +95,9 @@ fn losses_on_given_answers_reach_the_adapter_as_in_peft() {
         .enumerate()
         .map(|(at, answer)| Judged { answer: answer.clone(), desirable: at % 2 == 0, weight: 1.0 })
         .collect();
-    both(|watch, _| {
+    each_way(|model, watch, _| {
         let mut gradient = AdapterGradient::default();
-        let out = preference::sft_gradient(&model, &adapter, &own, &mut gradient, watch).unwrap();
+        let out = preference::sft_gradient(model, &adapter, &own, &mut gradient, watch).unwrap();
         check("sft", &gradient, &adapter);
         check_loss("sft", "loss", measure(&out, "loss"));
         for (case, loss) in [("dpo", PairLoss::Sigmoid), ("ipo", PairLoss::Ipo)] {
@@ -99,7 +105,7 @@ fn losses_on_given_answers_reach_the_adapter_as_in_peft() {
             let mut gradient = AdapterGradient::default();
             let pairs: Vec<_> = pairs.iter().collect();
             let out =
-                preference::pair_gradient(&model, &adapter, &pairs, &config, &mut gradient, watch).unwrap();
+                preference::pair_gradient(model, &adapter, &pairs, &config, &mut gradient, watch).unwrap();
             check(case, &gradient, &adapter);
             check_loss(case, "loss", measure(&out, "loss"));
             // What counts for nothing teaches nothing.
@@ -107,13 +113,13 @@ fn losses_on_given_answers_reach_the_adapter_as_in_peft() {
                 pairs.iter().map(|pair| Pair { weight: 0.0, ..(*pair).clone() }).collect();
             let mut gradient = AdapterGradient::default();
             let weightless: Vec<_> = weightless.iter().collect();
-            preference::pair_gradient(&model, &adapter, &weightless, &config, &mut gradient, watch).unwrap();
+            preference::pair_gradient(model, &adapter, &weightless, &config, &mut gradient, watch).unwrap();
             assert!(gradient.flatten(&adapter).unwrap().iter().flatten().all(|slope| *slope == 0.0));
         }
         let config = preference::Config { undesirable_weight: 1.3, ..Default::default() };
         let mut gradient = AdapterGradient::default();
         let judged: Vec<_> = judged.iter().collect();
-        let out = preference::kto_gradient(&model, &adapter, &judged, &config, &mut gradient, watch).unwrap();
+        let out = preference::kto_gradient(model, &adapter, &judged, &config, &mut gradient, watch).unwrap();
         check("kto", &gradient, &adapter);
         check_loss("kto", "loss", measure(&out, "loss"));
         check_loss("kto", "kl", measure(&out, "kl"));
@@ -139,10 +145,9 @@ fn the_reward_models_loss_reaches_the_adapter_as_in_peft() {
     for (case, heads, examples, draws) in [("reward", 1, pairs, once), ("heads", 2, mixed, draws)] {
         let adapter = adapter(&model, heads);
         let examples: Vec<&Example> = examples.iter().collect();
-        both(|watch, _| {
+        each_way(|model, watch, _| {
             let mut gradient = AdapterGradient::default();
-            let out =
-                reward::pass(&model, &adapter, (&examples, &draws), 0.01, &mut gradient, watch).unwrap();
+            let out = reward::pass(model, &adapter, (&examples, &draws), 0.01, &mut gradient, watch).unwrap();
             check(case, &gradient, &adapter);
             check_loss(case, "loss", out.loss);
         });
@@ -172,7 +177,7 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
             .enumerate()
             .map(|(place, sequence)| Episode { sequence: sequence.clone(), ended: false, place })
             .collect(),
-        micro: MicroBatch::pack(&own, watch.micro_tokens),
+        micro: MicroBatch::pack(&own, watch.micro_tokens.get()),
         trunks: Vec::new(),
         first_layer: 0,
         scores: vec![0.0; 4],
@@ -193,14 +198,11 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
 
 #[test]
 fn losses_on_rollouts_reach_the_adapters_as_in_peft() {
-    let model = tiny_model();
-    let engine = engine(&model);
-    let (policy, value) = (adapter(&model, 0), adapter(&model, 1));
+    let (policy, value) = (adapter(&tiny_model(), 0), adapter(&tiny_model(), 1));
     let config = ppo::Config { temperature: 0.7, ..Default::default() };
     let dapo = groups::Config::default();
     let grpo = groups::Config { loss_type: groups::LossType::Grpo, ..Default::default() };
     let reward = |_: &[Sequence], _: &Watch<'_>| Ok(Vec::new());
-    let practice = Practice { engine: &engine, reward: &reward, config: &config };
     let cases = [
         ("ppo", Method::Ppo { value: Arc::clone(&value) }, 0.3),
         ("rloo", Method::Rloo(&dapo), 0.05),
@@ -209,9 +211,10 @@ fn losses_on_rollouts_reach_the_adapters_as_in_peft() {
     ];
     for (case, method, size) in cases {
         let is_ppo = matches!(method, Method::Ppo { .. });
-        let online = Online::new(practice, method, Arc::clone(&policy), 0);
-        both(|watch, whole| {
-            let rollouts = rollouts(&model, &policy, (size, 1.7), watch);
+        each_way(|model, watch, whole| {
+            let practice = Practice { engine: &engine(model), reward: &reward, config: &config };
+            let online = Online::new(practice, method.clone(), Arc::clone(&policy), 0);
+            let rollouts = rollouts(model, &policy, (size, 1.7), watch);
             let advantages = if is_ppo {
                 wave(&rollouts.logprobs, 1.5, 0.9)
             } else {
@@ -229,12 +232,14 @@ fn losses_on_rollouts_reach_the_adapters_as_in_peft() {
             let mut gradients = <(AdapterGradient, AdapterGradient)>::default();
             let mini: Vec<usize> = (0..rollouts.micro.len()).collect();
             for at in &mini {
-                let out = online.micro_batch(&rollouts, &targets, (*at, &mini), &mut gradients).unwrap();
+                let mini = (*at, &mini[..]);
+                let out = online.micro_batch(&rollouts, &targets, mini, &mut gradients, watch).unwrap();
+                let [out] = &out[..] else { continue };
                 if whole {
-                    check_loss(case, "loss", measure(&out, if is_ppo { "loss/policy_avg" } else { "loss" }));
+                    check_loss(case, "loss", measure(out, if is_ppo { "loss/policy_avg" } else { "loss" }));
                 }
                 if whole && is_ppo {
-                    check_loss("value", "loss", 0.1 * measure(&out, "loss/value_avg"));
+                    check_loss("value", "loss", 0.1 * measure(out, "loss/value_avg"));
                 }
             }
             check(case, &gradients.0, &policy);

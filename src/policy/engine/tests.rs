@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::{mpsc, watch};
 
 use super::*;
-use crate::policy::{Adapter, Generated, Sampling, Shape, TokenLogprob, tiny, write_tiny};
+use crate::policy::{Adapter, Device, Generated, Sampling, Shape, TokenLogprob, tiny, write_tiny};
 
 struct Started {
     engine: Engine,
@@ -18,7 +18,7 @@ struct Started {
 fn start(config: Config) -> Started {
     let folder = tempfile::tempdir().unwrap();
     write_tiny(folder.path(), 0).unwrap();
-    let model = Arc::new(Model::load(folder.path().to_str().unwrap()).unwrap());
+    let model = Arc::new(Model::load(folder.path().to_str().unwrap(), Device::Cpu).unwrap());
     let metrics = Metrics::register(&Registry::new()).unwrap();
     let (versions, served) = watch::channel(Served::default());
     let config = Config { kl_one_in: 0, ..config };

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::policy::{
-    Sampling, Vocabulary,
+    Device, Sampling, Vocabulary,
     sampler::{Sampler, Scratch},
     tiny,
 };
@@ -10,7 +10,7 @@ use crate::policy::{
 fn grammars() -> Grammars {
     let dir = tempfile::tempdir().unwrap();
     tiny::write_tiny(dir.path(), 0).unwrap();
-    Grammars::new(Arc::new(Model::load(dir.path().to_str().unwrap()).unwrap()))
+    Grammars::new(Arc::new(Model::load(dir.path().to_str().unwrap(), Device::Cpu).unwrap()))
 }
 
 fn compiled(grammars: &Grammars, schema: &Value) -> Result<Grammar, SchemaError> {

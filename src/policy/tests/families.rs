@@ -11,10 +11,10 @@ use candle_core::{
 use super::*;
 use crate::policy::{Architecture, Family, tiny_family, write_tiny_of};
 
-const FAMILIES: [&str; 6] = ["llama", "llama-linear", "llama3", "mistral", "qwen2", "qwen3"];
+pub(super) const FAMILIES: [&str; 6] = ["llama", "llama-linear", "llama3", "mistral", "qwen2", "qwen3"];
 
-fn of(family: &str) -> Decoder {
-    Decoder::random(tiny_family(family).unwrap(), 0).unwrap()
+pub(super) fn of(family: &str) -> Decoder {
+    Decoder::random(tiny_family(family).unwrap(), 0, &Placement::cpu()).unwrap()
 }
 
 fn logits(decoder: &Decoder) -> Vec<Vec<f32>> {
@@ -60,7 +60,7 @@ fn every_family_has_the_logits_of_transformers() {
         // Through the files, so that what is written and read of a configuration counts too.
         let dir = tempfile::tempdir().unwrap();
         write_tiny_of(tiny_family(family).unwrap(), dir.path(), 0).unwrap();
-        let decoder = Decoder::from_directory(dir.path()).unwrap();
+        let decoder = Decoder::from_directory(dir.path(), &Placement::cpu()).unwrap();
         assert_eq!(decoder.architecture, tiny_family(family).unwrap());
         let logits = logits(&decoder);
         let picked = |row: usize| [0, 1, 50, 100, 258].map(|token| logits[row][token]);
@@ -75,7 +75,7 @@ fn every_family_steps_and_learns_as_it_reads() {
         let decoder = of(family);
         let adapter = trained(&decoder, 0);
         let full = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
-        let mut cache = KvCache::of(&decoder.architecture, 64);
+        let mut cache = KvCache::of(&decoder, 64).unwrap();
         let mut stepped = Vec::new();
         for chunk in [&TOKENS[..3], &TOKENS[3..4], &TOKENS[4..]] {
             let mut batch = Batch::default();
@@ -108,13 +108,16 @@ fn shards_are_read_together_and_what_lies_beside_them_is_not() {
     std::fs::write(dir.path().join("other.safetensors"), "no weights").unwrap();
     let index = dir.path().join("model.safetensors.index.json");
     std::fs::write(&index, serde_json::json!({ "weight_map": places }).to_string()).unwrap();
-    assert_eq!(logits(&Decoder::from_directory(dir.path()).unwrap()), logits(&of("qwen2")));
+    assert_eq!(
+        logits(&Decoder::from_directory(dir.path(), &Placement::cpu()).unwrap()),
+        logits(&of("qwen2"))
+    );
 
     std::fs::write(&index, r#"{"weight_map": {"a": "../away.safetensors"}}"#).unwrap();
-    let error = Decoder::from_directory(dir.path()).unwrap_err().to_string();
+    let error = Decoder::from_directory(dir.path(), &Placement::cpu()).unwrap_err().to_string();
     assert!(error.contains("../away.safetensors"), "{error}");
     std::fs::write(&index, r#"{"weight_map": {"a": "part-0.safetensors"}}"#).unwrap();
-    let error = Decoder::from_directory(dir.path()).unwrap_err().to_string();
+    let error = Decoder::from_directory(dir.path(), &Placement::cpu()).unwrap_err().to_string();
     assert!(error.contains("is missing"), "{error}");
 }
 
@@ -171,13 +174,18 @@ fn side_by_side(weight: &Tensor, heads: usize) -> Tensor {
 fn read_gguf(path: &Path) -> Result<Decoder, crate::policy::Error> {
     let mut file = BufReader::new(File::open(path).unwrap());
     let content = gguf_file::Content::read(&mut file).unwrap();
-    Decoder::from_gguf(&content, &mut file)
+    Decoder::from_gguf(&content, &mut file, &Placement::cpu())
 }
 
 /// Wide enough for blocks of 256 weights.
 fn wide(family: &str) -> Decoder {
     let wide = Architecture { hidden: 256, intermediate: 256, head_dim: 64, ..tiny_family(family).unwrap() };
-    Decoder::random(Architecture { rope_scaling: crate::policy::RopeScaling::None, ..wide }, 0).unwrap()
+    Decoder::random(
+        Architecture { rope_scaling: crate::policy::RopeScaling::None, ..wide },
+        0,
+        &Placement::cpu(),
+    )
+    .unwrap()
 }
 
 #[test]
