@@ -117,7 +117,9 @@ pub(crate) fn product_rate(placement: &Placement, size: usize, times: usize) -> 
 /// Whether the device failed for want of memory: smaller work may succeed.
 pub fn is_out_of_memory(fault: &candle_core::Error) -> bool {
     // The driver's `CUDA_ERROR_OUT_OF_MEMORY` and cuBLAS's `CUBLAS_STATUS_ALLOC_FAILED` have no variant of their own here.
-    let text = fault.to_string().to_ascii_lowercase().replace('_', " ");
+    // A backtrace may follow, which names functions.
+    let text = fault.to_string();
+    let text = text.lines().next().unwrap_or_default().to_ascii_lowercase().replace('_', " ");
     text.contains("out of memory") || text.contains("alloc failed")
 }
 
@@ -131,6 +133,7 @@ mod tests {
         assert!(is_out_of_memory(&fault("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")));
         assert!(is_out_of_memory(&fault("CublasError(CUBLAS_STATUS_ALLOC_FAILED)")));
         assert!(!is_out_of_memory(&fault("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)")));
+        assert!(!is_out_of_memory(&fault("another fault\n   0: gyrostat::learn::is_out_of_memory")));
     }
 
     #[test]
