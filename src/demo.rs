@@ -106,11 +106,11 @@ fn config(options: &Options, data: &Path) -> Config {
     config.learn.reward.examples = 160;
     config.learn.reward.batch = 16;
     config.learn.ppo.depth = 0.5;
-    config.learn.ppo.iterations = 8;
+    config.learn.ppo.iterations = 10;
     config.learn.ppo.episodes = 24;
     config.learn.ppo.num_ppo_epochs = 2;
     config.learn.ppo.response_length = ANSWER;
-    config.learn.ppo.learning_rate = 1e-3;
+    config.learn.ppo.learning_rate = 7e-4;
     config.learn.ppo.value_learning_rate = 1e-3;
     config.learn.ppo.kl_coef = 0.03;
     config.learn.pace.give_way_ms = 50;

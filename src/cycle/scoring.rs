@@ -10,11 +10,9 @@ use crate::learn::{
 use crate::policy::{Adapter, Engine, Event, GenerateRequest, Sampling, Served};
 use crate::signals::{self, Classifier};
 
-/// Plain text, the same for every version: how much of the language itself a candidate has lost.
-const FIXED_TEXT: &str = "The ferry leaves the harbour every morning at seven, unless the wind is too strong. On the \
-    island there are two villages, a lighthouse and a small school with eleven pupils. Most people keep sheep or mend \
-    boats, and in the summer they rent rooms to visitors. When the last boat has gone, it is quiet enough to hear the \
-    bells on the far shore.";
+/// Plain text of many kinds, the same for every version: how much of the language itself a candidate has lost. A single
+/// passage says little: its perplexity moves by a twentieth either way between policies of one run and another.
+const FIXED_TEXT: &str = include_str!("fixed_text.txt");
 
 /// Who is compared, and by whom.
 #[derive(Debug)]
@@ -122,7 +120,7 @@ fn scores(
         reward: mean(rewards.iter().map(|reward| f64::from(*reward))),
         length: mean(answers.tokens.iter().map(|tokens| *tokens as f64)),
         kl: kl(engine, adapter, &answers.sequences, watch)?,
-        perplexity: perplexity(engine, adapter, watch.sequence_tokens)?,
+        perplexity: perplexity(engine, adapter, watch)?,
         ..Scores::default()
     };
     let usable = answers.texts.iter().map(|text| signals::usable(text, FinishReason::Stop));
@@ -165,15 +163,25 @@ fn kl(
     Ok(sum / tokens.max(1) as f64)
 }
 
-/// `exp` of the mean negative log-probability of the fixed text's tokens.
-fn perplexity(engine: &Engine, adapter: Option<&Arc<Adapter>>, most: usize) -> Result<f64, learn::Error> {
+/// `exp` of the mean negative log-probability of the tokens of the fixed text's passages.
+fn perplexity(
+    engine: &Engine,
+    adapter: Option<&Arc<Adapter>>,
+    watch: &Watch<'_>,
+) -> Result<f64, learn::Error> {
     let model = engine.model();
-    let tokens = model.vocabulary.encode_answer(FIXED_TEXT)?;
-    let sequence = Sequence { tokens: tokens.into_iter().take(most).collect(), prompt: 1 };
+    let passage = |text: &str| {
+        let tokens = model.vocabulary.encode_answer(text)?.into_iter().take(watch.sequence_tokens).collect();
+        Ok(Sequence { tokens, prompt: 1 })
+    };
+    let passages = FIXED_TEXT.split("\n\n").map(passage).collect::<Result<Vec<_>, learn::Error>>()?;
     let mut nats = Vec::new();
-    for micro in MicroBatch::pack(&[sequence], usize::MAX) {
-        let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
-        nats.extend(logprobs(&model.decoder, &micro, (&trunk, 0), adapter, 1.0)?.logprobs);
+    for micro in MicroBatch::pack(&passages, watch.micro_tokens.get()) {
+        let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
+            let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
+            Ok(logprobs(&model.decoder, micro, (&trunk, 0), adapter, 1.0)?.logprobs)
+        })?;
+        nats.extend(parts.into_iter().flatten());
     }
     Ok((-mean(nats.iter().map(|logprob| f64::from(*logprob)))).exp())
 }

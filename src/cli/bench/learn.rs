@@ -77,6 +77,8 @@ pub(super) fn ppo(config: &Config, rounds: usize, row: &mut dyn FnMut(&str, Vec<
     (everywhere.learn.ppo.depth, everywhere.learn.reward.depth) = (1.0, 1.0);
     let (mut whole, mut configured, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     Pace::threads()?.install(|| -> Result<(), Error> {
+        // Not counted: the first one pays for memory that the system has not given before.
+        iteration(&engine, &everywhere, 0)?;
         for round in 0..rounds {
             whole.push(iteration(&engine, &everywhere, round)?.0);
             let (seconds, length) = iteration(&engine, config, round)?;
