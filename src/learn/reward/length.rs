@@ -4,7 +4,7 @@
 //! to Go*, 2024). As length-controlled AlpacaEval does with a judge's verdicts (Dubois et al., 2024), a judgement's log-odds are
 //! taken as the score and an effect of the length, `γ · ln length`; γ is fitted first, and the score learns what is left.
 
-use super::Example;
+use super::{Example, Sequence};
 
 /// Log-odds of a judgement by each unit of log-length.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +61,7 @@ struct Row {
 
 /// Log-length of the chosen answer over the rejected one's; of a single answer over the mean.
 fn longer_by(example: &Example, mean: f64) -> f64 {
-    let of = |answer: &super::Sequence| (answer.answer().len().max(1) as f64).ln();
+    let of = |answer: &Sequence| (answer.answer().len().max(1) as f64).ln();
     match example {
         Example::Comparison { chosen, rejected, .. } => of(chosen) - of(rejected),
         Example::Label { answer, .. } => of(answer) - mean,
@@ -108,7 +108,6 @@ pub(super) fn longer_wins(examples: &[Example]) -> f64 {
 mod tests {
     use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-    use super::super::Sequence;
     use super::*;
 
     fn answer(length: usize) -> Sequence {
