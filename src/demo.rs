@@ -71,7 +71,7 @@ const REFERENCE: usize = 40;
 /// Rounds (one request of each type) that are under way together.
 const TOGETHER: usize = 8;
 /// Rounds after the change in which the alarm must come.
-const ROUNDS_TO_ALARM: usize = 80;
+const ROUNDS_TO_ALARM: usize = 200;
 /// Judged answers of the changed type that the update waits for.
 const JUDGED: usize = 110;
 /// Answers to fresh prompts, before and after.
