@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// With `recipes`: the type of simulated users whose rule is learned; unset, each type's: advice, question, writing.
     #[arg(long)]
     interaction: Option<String>,
+    /// With `recipes`: the one that is run, `ppo` or `dpo`; unset, both.
+    #[arg(long, value_parser = ["ppo", "dpo"])]
+    recipe: Option<String>,
     /// With `poison` and `judge`: preferences, lines of {"prompt","chosen","rejected"}; may be given again.
     #[arg(long)]
     data: Vec<String>,
@@ -86,10 +89,8 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         What::Judge => return show(args.json, &judge::study(&args.data, args.pairs, config)?),
         What::Poison => return show(args.json, &poison::study(&args.data, args.runs.unwrap_or(9))?),
         What::Recipes => {
-            return show(
-                args.json,
-                &recipes::study(args.interaction.as_deref(), args.runs.unwrap_or(1), config)?,
-            );
+            let only = (args.interaction.as_deref(), args.recipe.as_deref());
+            return show(args.json, &recipes::study(only, args.runs.unwrap_or(1), config)?);
         }
         _ => {}
     }

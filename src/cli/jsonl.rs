@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
 use crate::completion::Timestamp;
+use crate::learn::Measures;
 
 use super::Error;
 
@@ -87,4 +88,11 @@ pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
     }
     bar.set_message(what.to_owned());
     bar
+}
+
+/// Shows the share that is done of a stage of training, and its measures, on a [`bar`] of a thousand.
+pub(crate) fn advance(bar: &ProgressBar, stage: &str, done: f64, measures: Measures<'_>) {
+    bar.set_position((done * 1000.0) as u64);
+    let measures: Vec<String> = measures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    bar.set_message(format!("{stage} {}", measures.join(" ")));
 }

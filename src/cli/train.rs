@@ -89,10 +89,7 @@ pub(super) fn run(args: &Args, mut config: Config) -> Result<(), Error> {
     let model = Arc::new(generate::load(&config.policy.model, config.policy.device)?);
     let bar = jsonl::bar(1000, "training");
     let report = |stage: &str, done: f64, measures: Measures<'_>| {
-        bar.set_position((done * 1000.0) as u64);
-        let measures: Vec<String> =
-            measures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-        bar.set_message(format!("{stage} {}", measures.join(" ")));
+        jsonl::advance(&bar, stage, done, measures);
     };
     let checkpoints =
         Checkpoints::new(&args.out, args.checkpoint_every, digest(args, &config, &lines)?, args.resume);

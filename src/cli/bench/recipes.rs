@@ -38,20 +38,22 @@ struct Task<'a> {
     seed: u64,
 }
 
-/// Two lines a rule and seed; `only` names the type whose users have the rule.
-pub(super) fn study(only: Option<&str>, runs: usize, config: &Config) -> Result<Vec<Line>, Error> {
+/// A line a rule, seed and recipe; the names of a type of users and of a recipe leave the others out.
+pub(super) fn study(
+    (interaction, recipe): (Option<&str>, Option<&str>),
+    runs: usize,
+    config: &Config,
+) -> Result<Vec<Line>, Error> {
     let (engine, _serving) = serve::start(config)?;
-    let chosen = |kind: &Kind| only.is_none_or(|only| kind.interaction == only);
+    let chosen = |kind: &Kind| interaction.is_none_or(|only| kind.interaction == only);
+    let wants = |name: &str| recipe.is_none_or(|only| only == name);
     let tasks = users::changing().filter(|(kind, _)| chosen(kind)).flat_map(|(kind, wish)| {
         let engine = &engine;
         (0..runs as u64).map(move |seed| Task { kind, told: wish.told, engine, config, seed })
     });
     let bar = jsonl::bar(1000, "learning");
     let report = |stage: &str, done: f64, measures: Measures<'_>| {
-        bar.set_position((done * 1000.0) as u64);
-        let measures: Vec<String> =
-            measures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-        bar.set_message(format!("{stage} {}", measures.join(" ")));
+        jsonl::advance(&bar, stage, done, measures);
     };
     let watch = Watch {
         micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
@@ -63,7 +65,12 @@ pub(super) fn study(only: Option<&str>, runs: usize, config: &Config) -> Result<
     let lines = Pace::threads()?.install(|| -> Result<_, Error> {
         let mut lines = Vec::new();
         for task in tasks {
-            lines.extend([task.ppo(&watch)?, task.dpo(&watch)?]);
+            if wants("ppo") {
+                lines.push(task.ppo(&watch)?);
+            }
+            if wants("dpo") {
+                lines.push(task.dpo(&watch)?);
+            }
         }
         Ok(lines)
     });
