@@ -113,6 +113,7 @@ fn config(options: &Options, data: &Path) -> Config {
     config.learn.ppo.learning_rate = 7e-4;
     config.learn.ppo.value_learning_rate = 1e-3;
     config.learn.ppo.kl_coef = 0.03;
+    config.learn.ppo.target_kl = 3.0;
     config.learn.pace.give_way_ms = 50;
     config
 }

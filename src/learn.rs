@@ -30,7 +30,7 @@ pub use dataset::Dataset;
 pub use memory::MicroTokens;
 pub use online::{Method, Online};
 pub use reward::RewardModel;
-pub use rollouts::Practice;
+pub use rollouts::{Practice, Reward};
 pub use scores::Scores;
 pub use sequence::Sequence;
 

@@ -1,11 +1,11 @@
 """Reward models, side by side: gyrostat's and TRL's from the same base, data, epochs and adapter shape.
 
-usage: python reward.py --gyrostat BIN --gguf F --float DIR --work DIR --data F.jsonl [--data …] [--tokens 384] [--pairs N] [--held N] [--seed 0]
+usage: python reward.py --gyrostat BIN --gguf F --float DIR --work DIR --data F.jsonl [--data …] [--tokens 384] [--pairs N] [--held N] [--seed 0] [--device cuda]
 
 Run by the Python of an environment with torch, transformers<5, peft, accelerate, datasets and trl==0.29.0. `--float` is the GGUF's model
 dequantised, as a Hugging Face directory. A third of the prompts of each file of {"prompt","chosen","rejected"} is held out, by a hash of the
 prompt; `--pairs` and `--held` take that many of the rest and of the third, spread over the files. Both learn from the same token sequences: what is too long loses the beginning of its prompt. Both adapters are LoRA of rank 16 on all
-linears of the upper third of the layers, which is gyrostat's default. TRL's adapter is scored by `gyrostat evaluate` too, which reads it as
+linears of the upper third of the layers, which is gyrostat's default. On a card ours is in bf16 and TRL's in f32. TRL's adapter is scored by `gyrostat evaluate` too, which reads it as
 `transformers` does to 1e-5 (tests/python/peft_check.py).
 """
 
@@ -77,7 +77,7 @@ def theirs(args, rows):
     layers = model.config.num_hidden_layers
     config = RewardConfig(
         output_dir=str(args.work / "trainer"), num_train_epochs=1, per_device_train_batch_size=8, gradient_accumulation_steps=4,
-        learning_rate=3e-4, center_rewards_coefficient=0.01, max_length=None, use_cpu=True, bf16=False, report_to=[],
+        learning_rate=3e-4, center_rewards_coefficient=0.01, max_length=None, use_cpu=args.device == "cpu", bf16=False, report_to=[],
         gradient_checkpointing=False, save_strategy="no", logging_steps=5, seed=args.seed,
     )
     lora = LoraConfig(
@@ -122,13 +122,14 @@ def main():
     options.add_argument("--held", type=int)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--only", choices=["gyrostat", "trl"])
     args = options.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     train, held = split(args.data, args.pairs, args.held)
     environment = {
         **os.environ, "GYROSTAT_POLICY__MODEL": args.gguf, "GYROSTAT_LEARN__PACE__SEQUENCE_TOKENS": str(args.tokens),
-        "RAYON_NUM_THREADS": str(args.threads),
+        "RAYON_NUM_THREADS": str(args.threads), "GYROSTAT_POLICY__DEVICE": args.device,
     }
     for name, rows in held.items():
         write(args.work / f"{name}.jsonl", rows)

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::completion::{Prompt, Version};
 use crate::config::Config;
 use crate::learn::{
-    Checkpoints, Measures, Method, MicroTokens, Online, Practice, RewardModel, Sequence, Watch, ppo,
+    Checkpoints, Measures, Method, MicroTokens, Online, Practice, Reward, RewardModel, Sequence, Watch, ppo,
     preference::{self, Judged, PairLoss},
     reward::Example,
 };
@@ -193,10 +193,8 @@ fn online(
     let settings =
         policy::Config { queue: config.policy.queue.max(learn.ppo.episodes * 2), ..config.policy.clone() };
     let engine = Engine::start(Arc::clone(model), &settings, receiver, metrics)?;
-    let score = |sequences: &[Sequence], watch: &Watch<'_>| {
-        reward.cautious(model, sequences, learn.reward.pessimism, watch)
-    };
-    let practice = Practice { engine: &engine, reward: &score, config: &learn.ppo };
+    let reward = Reward::Model { model: &reward, pessimism: learn.reward.pessimism };
+    let practice = Practice { engine: &engine, reward, config: &learn.ppo };
     let mut online = Online::new(practice, method, start, args.seed);
     online.train(&prompts, &[], watch)?;
     Ok(online.policy)
@@ -216,7 +214,7 @@ pub(super) fn shown(model: &Model, (line, object): &Line, watch: &Watch<'_>) -> 
         if tokens.len() < 2 {
             return Err(format!("line {line}: `text` is too short to learn from").into());
         }
-        return Ok(Sequence { tokens, prompt: 1 });
+        return Ok(Sequence::new(tokens, 1));
     }
     if object.contains_key("messages") {
         let mut messages = generate::messages(*line, object, "messages")?;

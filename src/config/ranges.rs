@@ -79,6 +79,7 @@ const RANGES: &[(&str, f64, f64)] = &[
     ("gate.other_win_rate", -1.0, 1.0),
     ("gate.refusal_margin", 0.0, 1.0),
     ("gate.kl_budget", 0.0, MOST),
+    ("gate.surprise", 0.0, MOST),
     ("gate.perplexity_ratio", ABOVE_0, MOST),
     ("gate.judge_accuracy", 0.0, 1.0),
     ("cycle.tick_ms", 1.0, MOST),

@@ -17,7 +17,8 @@ use tracing::error;
 
 use crate::completion::{Outcome, Prompt, Timestamp, Update, UpdateState, Version};
 use crate::learn::{
-    self, Dataset, Measures, Method, MicroTokens, Online, Practice, RewardModel, Scores, Sequence, Watch,
+    self, Dataset, Measures, Method, MicroTokens, Online, Practice, Reward, RewardModel, Scores, Sequence,
+    Watch,
     dataset::Split,
     ppo,
     preference::{self, Judged, PairLoss},
@@ -264,10 +265,8 @@ impl Run {
             recipe => return Ok(self.on_judgements(recipe, dataset, start, watch)?),
         };
         let (wanted, others) = training_prompts(dataset, &self.update);
-        let pessimism = learn.reward.pessimism;
-        let score =
-            |sequences: &[Sequence], watch: &Watch<'_>| reward.cautious(model, sequences, pessimism, watch);
-        let practice = Practice { engine: &self.engine, reward: &score, config: &learn.ppo };
+        let reward = Reward::Model { model: reward, pessimism: learn.reward.pessimism };
+        let practice = Practice { engine: &self.engine, reward, config: &learn.ppo };
         let mut online = Online::new(practice, method, start, seed);
         online.train(&wanted, &others, watch)?;
         Ok(online.policy)

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use crate::completion::{FinishReason, Risk};
 use crate::learn::sequence::MicroBatch;
 use crate::learn::{
-    self, RewardModel, Scores, Sequence, Watch, dataset::Asked, policy_pass::logprobs, sequence,
+    self, RewardModel, Scores, Sequence, Watch,
+    dataset::Asked,
+    policy_pass::{BesideBase, logprobs},
+    sequence,
 };
 use crate::policy::{Adapter, Engine, Event, GenerateRequest, Sampling, Served};
 use crate::signals::{self, Classifier};
@@ -25,6 +28,7 @@ pub struct Compared<'a> {
 }
 
 /// One model's answers to the prompts.
+#[derive(Default)]
 struct Answers {
     sequences: Vec<Sequence>,
     texts: Vec<String>,
@@ -85,7 +89,7 @@ fn answer(
         let events = engine.submit(request).map_err(|error| learn::Error::Rollout(error.to_string()))?;
         pending.push((prompt, events));
     }
-    let mut answers = Answers { sequences: Vec::new(), texts: Vec::new(), tokens: Vec::new() };
+    let mut answers = Answers::default();
     for (prompt, mut events) in pending {
         if !(watch.between)() {
             return Err(learn::Error::Cancelled);
@@ -98,12 +102,10 @@ fn answer(
                 None => return Err(learn::Error::Rollout("the engine has stopped".to_owned())),
             }
         };
-        let mut tokens = prompt.clone();
-        tokens.extend(&generated.tokens);
-        tokens.extend(engine.model().end_of_turn());
+        let ended = generated.finish_reason == FinishReason::Stop;
+        answers.sequences.push(Sequence::sampled(engine.model(), &prompt, &generated.tokens, ended));
         answers.texts.push(engine.model().vocabulary.decode(&generated.tokens));
         answers.tokens.push(generated.tokens.len());
-        answers.sequences.push(Sequence { tokens, prompt: prompt.len() });
     }
     Ok(answers)
 }
@@ -116,10 +118,12 @@ fn scores(
     rewards: &[f32],
     watch: &Watch<'_>,
 ) -> Result<Scores, learn::Error> {
+    let (kl, surprise) = nats(engine, adapter, &answers.sequences, watch)?;
     let mut scores = Scores {
+        kl,
+        surprise,
         reward: mean(rewards.iter().map(|reward| f64::from(*reward))),
         length: mean(answers.tokens.iter().map(|tokens| *tokens as f64)),
-        kl: kl(engine, adapter, &answers.sequences, watch)?,
         perplexity: perplexity(engine, adapter, watch)?,
         ..Scores::default()
     };
@@ -139,28 +143,38 @@ fn count_refusals(scores: &mut Scores, classifier: &Classifier, prompts: &[Asked
     }
 }
 
-/// Mean of `log π − log π_ref` over the answers' tokens.
-fn kl(
+/// In nats a token of the answers: `log π − log π_ref`, and how much more they surprise the original model than its own
+/// would, `−log π_ref` above its entropy. Of its own samples the latter is 0 on average, whatever the temperature of the
+/// subject; of language that it would not speak it is not (Meister et al., *Locally Typical Sampling*, TACL 2023).
+fn nats(
     engine: &Engine,
     adapter: Option<&Arc<Adapter>>,
-    sequences: &[Sequence],
+    answers: &[Sequence],
     watch: &Watch<'_>,
-) -> Result<f64, learn::Error> {
-    let Some(adapter) = adapter else { return Ok(0.0) };
+) -> Result<(f64, f64), learn::Error> {
     let decoder = &engine.model().decoder;
-    let (mut sum, mut tokens) = (0.0, 0);
-    for micro in MicroBatch::pack(sequences, watch.micro_tokens.get()) {
+    let (mut kl, mut surprise, mut tokens) = (0.0, 0.0, 0);
+    for micro in MicroBatch::pack(answers, watch.micro_tokens.get()) {
         let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
-            let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-            let at = (&trunk, adapter.first_layer);
-            let policy = logprobs(decoder, micro, at, Some(adapter), 1.0)?.logprobs;
-            let reference = logprobs(decoder, micro, at, None, 1.0)?.logprobs;
-            Ok(policy.iter().zip(&reference).map(|(policy, base)| f64::from(policy - base)).sum::<f64>())
+            let (kl, base) = match adapter {
+                Some(adapter) => {
+                    let both = BesideBase::new(decoder, micro, adapter)?;
+                    (both.ratios().sum(), both.base)
+                }
+                None => {
+                    let trunk = decoder.trunk(&micro.batch(None), 0)?;
+                    (0.0, logprobs(decoder, micro, (&trunk, 0), None, 1.0)?)
+                }
+            };
+            let each = base.entropies.iter().zip(&base.logprobs);
+            Ok((kl, each.map(|(entropy, logprob)| -f64::from(*logprob) - f64::from(*entropy)).sum::<f64>()))
         })?;
-        sum += parts.iter().sum::<f64>();
+        kl += parts.iter().map(|part| part.0).sum::<f64>();
+        surprise += parts.iter().map(|part| part.1).sum::<f64>();
         tokens += micro.targets.len();
     }
-    Ok(sum / tokens.max(1) as f64)
+    let tokens = tokens.max(1) as f64;
+    Ok((kl / tokens, surprise / tokens))
 }
 
 /// `exp` of the mean negative log-probability of the tokens of the fixed text's passages.
@@ -172,7 +186,7 @@ fn perplexity(
     let model = engine.model();
     let passage = |text: &str| {
         let tokens = model.vocabulary.encode_answer(text)?.into_iter().take(watch.sequence_tokens).collect();
-        Ok(Sequence { tokens, prompt: 1 })
+        Ok(Sequence::new(tokens, 1))
     };
     let passages = FIXED_TEXT.split("\n\n").map(passage).collect::<Result<Vec<_>, learn::Error>>()?;
     let mut nats = Vec::new();

@@ -99,7 +99,7 @@ mod tests {
 
     fn sequences() -> Vec<Sequence> {
         let lengths = [9, 7, 11, 8, 30, 6];
-        lengths.map(|length| Sequence { tokens: (0..length).collect(), prompt: 3 }).to_vec()
+        lengths.map(|length| Sequence::new((0..length).collect(), 3)).to_vec()
     }
 
     /// Every sequence is passed once, and what failed leaves nothing behind.

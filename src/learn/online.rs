@@ -89,7 +89,8 @@ impl<'a> Online<'a> {
             watch.keep(iteration, &|| self.state(iteration))?;
             let mut rng = descent::rng(self.seed, iteration);
             let prompts = self.prompts(wanted, others, &mut rng)?;
-            let rollouts = self.practice.play(&self.trainee.adapter, &prompts, &mut rng, watch)?;
+            let value = self.critic.as_ref().map(|critic| &*critic.trainee.adapter);
+            let rollouts = self.practice.play((&self.trainee.adapter, value), &prompts, &mut rng, watch)?;
             let kl = rollouts.kl().iter().sum::<f64>() / rollouts.count();
             let too_far = self.too_far(kl, &rollouts);
             let targets = self.targets(&rollouts, watch)?;
@@ -252,7 +253,7 @@ impl<'a> Online<'a> {
         gradients: &mut Gradients,
     ) -> Result<Measured, Error> {
         let decoder = &self.practice.model().decoder;
-        let trunk = micro.own_rows(&rollouts.trunks[at])?;
+        let trunk = rollouts.trunk((at, micro), &self.trainee.adapter)?;
         let temperature = self.practice.config.temperature;
         let pass = PolicyPass::new(decoder, micro, &trunk, &self.trainee.adapter, temperature)?;
         let policy =
@@ -270,7 +271,7 @@ impl<'a> Online<'a> {
         let scale = config.vf_coef * micro.targets.len() as f64 / tokens as f64;
         let old = micro.own_lists(&targets.values);
         let returns = micro.own_lists(&targets.returns);
-        let trunk = micro.own_rows(&targets.trunks[at])?;
+        let trunk = rollouts.trunk((at, micro), &critic.trainee.adapter)?;
         let what = (&trunk, &old[..], &returns[..]);
         let value =
             critic.backward(decoder, micro, what, (config.cliprange_value, scale), &mut gradients.1)?;

@@ -30,6 +30,32 @@ pub fn logprobs(
     Ok(decoder.token_logprobs(&micro.answered(&hidden)?, &micro.targets, temperature, false)?)
 }
 
+/// A policy and the model itself at the same answered places.
+#[derive(Debug)]
+pub struct BesideBase {
+    pub policy: TokenLogprobs,
+    pub base: TokenLogprobs,
+}
+
+impl BesideBase {
+    /// Without a way back; what lies below the adapter is passed once.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn new(decoder: &Decoder, micro: &MicroBatch, adapter: &Arc<Adapter>) -> Result<Self, Error> {
+        let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+        let at = (&trunk, adapter.first_layer);
+        let policy = logprobs(decoder, micro, at, Some(adapter), 1.0)?;
+        Ok(Self { policy, base: logprobs(decoder, micro, at, None, 1.0)? })
+    }
+
+    /// `log π − log π_ref`, an answered place each.
+    pub fn ratios(&self) -> impl Iterator<Item = f64> {
+        let each = self.policy.logprobs.iter().zip(&self.base.logprobs);
+        each.map(|(policy, base)| f64::from(*policy) - f64::from(*base))
+    }
+}
+
 impl PolicyPass {
     /// The forward pass.
     ///

@@ -99,8 +99,6 @@ pub(super) struct Critic {
 /// What PPO's losses need beside the rollouts; lists of lists have one a sequence, with a number a token.
 #[derive(Default)]
 pub(super) struct Targets {
-    /// Input of the value model's first layer, one a micro-batch.
-    pub(super) trunks: Vec<Tensor>,
     pub(super) values: Vec<Vec<f32>>,
     pub(super) returns: Vec<Vec<f32>>,
     pub(super) advantages: Vec<Vec<f32>>,
@@ -120,14 +118,12 @@ impl Critic {
         let mut out = Targets::default();
         let adapter = &self.trainee.adapter;
         for (at, micro) in rollouts.micro.iter().enumerate() {
-            let parts = watch.in_memory(micro, &mut (), |micro, ()| {
-                let trunk = rollouts.trunk(decoder, (at, micro), adapter.first_layer)?;
+            let values = watch.in_memory(micro, &mut (), |micro, ()| {
+                let trunk = rollouts.trunk((at, micro), adapter)?;
                 let hidden = decoder.hidden_from(&trunk, &micro.batch(Some(adapter)), adapter.first_layer)?;
-                Ok((trunk, micro.by_sequence(&self.read(&micro.answered(&hidden)?)?)))
+                Ok(micro.by_sequence(&self.read(&micro.answered(&hidden)?)?))
             })?;
-            let (trunks, values): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
             out.values.extend(values.into_iter().flatten());
-            out.trunks.push(Tensor::cat(&trunks, 0)?);
         }
         let rewarded = rewards(&rollouts.scores, &rollouts.logprobs, &rollouts.reference, kl_coefficient);
         let rewards = if config.whiten_rewards { whiten(&rewarded.rewards, false) } else { rewarded.rewards };

@@ -12,7 +12,7 @@ use super::{
     Error, Sequence, Watch,
     descent::{Descent, Measured},
     losses::{self, KtoWeights},
-    policy_pass::{PolicyPass, logprobs},
+    policy_pass::{BesideBase, PolicyPass, logprobs},
     sequence::MicroBatch,
 };
 
@@ -251,18 +251,13 @@ fn mismatched_kl(
         .map(|(own, other)| {
             let room = watch.sequence_tokens.saturating_sub(other.answer().len()).max(1);
             let prompt = &own.tokens[own.prompt.saturating_sub(room)..own.prompt];
-            Sequence { tokens: [prompt, other.answer()].concat(), prompt: prompt.len() }
+            Sequence::new([prompt, other.answer()].concat(), prompt.len())
         })
         .collect();
     let mut sum = 0.0;
     for micro in MicroBatch::pack(&strangers, watch.micro_tokens.get()) {
         let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
-            let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
-            let at = (&trunk, adapter.first_layer);
-            let policy = logprobs(&model.decoder, micro, at, Some(adapter), 1.0)?.logprobs;
-            let base = logprobs(&model.decoder, micro, at, None, 1.0)?.logprobs;
-            let each = policy.iter().zip(&base).map(|(policy, base)| f64::from(*policy) - f64::from(*base));
-            Ok(each.sum::<f64>())
+            Ok(BesideBase::new(&model.decoder, micro, adapter)?.ratios().sum::<f64>())
         })?;
         for part in parts {
             sum += part;

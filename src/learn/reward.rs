@@ -158,12 +158,21 @@ impl RewardModel {
         pessimism: f64,
         watch: &Watch<'_>,
     ) -> Result<Vec<f32>, Error> {
-        let of = |heads: Vec<f32>| {
-            let heads: Vec<f64> = heads.into_iter().map(f64::from).collect();
-            let (mean, deviation) = mean_and_deviation(&heads);
-            (mean - pessimism * deviation) as f32
-        };
-        Ok(self.heads(model, sequences, watch)?.into_iter().map(of).collect())
+        Ok(self.heads(model, sequences, watch)?.iter().map(|heads| cautious(heads, pessimism)).collect())
+    }
+
+    /// [`RewardModel::cautious`] of a micro-batch whose trunk, the input of the adapter's first layer, is there already.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub(super) fn cautious_from(
+        &self,
+        model: &Model,
+        micro: &MicroBatch,
+        trunk: &Tensor,
+        pessimism: f64,
+    ) -> Result<Vec<f32>, Error> {
+        Ok(self.heads_from(model, micro, trunk)?.iter().map(|heads| cautious(heads, pessimism)).collect())
     }
 
     /// What each head says of each sequence.
@@ -171,14 +180,18 @@ impl RewardModel {
         let mut scores = Vec::with_capacity(sequences.len());
         for micro in MicroBatch::pack(sequences, watch.micro_tokens.get()) {
             let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
-                let batch = micro.batch(Some(&self.adapter));
-                let trunk = model.decoder.trunk(&batch, self.adapter.first_layer)?;
-                let hidden = model.decoder.hidden_from(&trunk, &batch, self.adapter.first_layer)?;
-                read(&self.adapter, &hidden, &batch)
+                let trunk = model.decoder.trunk(&micro.batch(None), self.adapter.first_layer)?;
+                self.heads_from(model, micro, &trunk)
             })?;
             scores.extend(parts.into_iter().flatten());
         }
         Ok(scores)
+    }
+
+    fn heads_from(&self, model: &Model, micro: &MicroBatch, trunk: &Tensor) -> Result<Scores, Error> {
+        let batch = micro.batch(Some(&self.adapter));
+        let hidden = model.decoder.hidden_from(trunk, &batch, self.adapter.first_layer)?;
+        read(&self.adapter, &hidden, &batch)
     }
 
     /// Where PPO's value model starts: the same with the mean head.
@@ -261,6 +274,12 @@ impl RewardModel {
         let accuracy = self.evaluate(model, examples, config, watch)?.accuracy;
         Ok(Rate { events: (accuracy * prompts as f64).round() as u64, n: prompts as u64 })
     }
+}
+
+fn cautious(heads: &[f32], pessimism: f64) -> f32 {
+    let heads: Vec<f64> = heads.iter().map(|head| f64::from(*head)).collect();
+    let (mean, deviation) = mean_and_deviation(&heads);
+    (mean - pessimism * deviation) as f32
 }
 
 /// The scores of the sequences of a batch.

@@ -1,34 +1,66 @@
 //! Answers of the policy in training, with all that PPO, RLOO and GRPO need to know of them before the first step.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use candle_core::Tensor;
 use rand::{RngExt, rngs::StdRng};
 
 use crate::completion::{FinishReason, Prompt};
-use crate::policy::{Adapter, Decoder, Engine, Event, GenerateRequest, Model, Sampling, Served};
+use crate::policy::{Adapter, Engine, Event, GenerateRequest, Model, Sampling, Served};
 
 use super::{
-    Error, Sequence, Watch,
+    Error, RewardModel, Sequence, Watch,
     policy_pass::logprobs,
     ppo::Config,
     sequence::{MicroBatch, encode_prompt},
 };
 
-/// What answers are rewarded by: a number for each, higher is better.
-pub type Reward<'a> = dyn Fn(&[Sequence], &Watch<'_>) -> Result<Vec<f32>, Error> + 'a;
+/// What answers are rewarded by.
+#[derive(Clone, Copy)]
+pub enum Reward<'a> {
+    /// The mean of its heads less so many of their standard deviations.
+    Model { model: &'a RewardModel, pessimism: f64 },
+    /// A number for each answer, higher is better.
+    Rule(&'a dyn Fn(&[Sequence]) -> Vec<f32>),
+}
+
+impl fmt::Debug for Reward<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Model { model, pessimism } => {
+                f.debug_struct("Model").field("model", model).field("pessimism", pessimism).finish()
+            }
+            Self::Rule(_) => f.debug_struct("Rule").finish_non_exhaustive(),
+        }
+    }
+}
+
+impl Reward<'_> {
+    /// The layer up to which the base alone computes it.
+    fn first_layer(&self) -> Option<usize> {
+        match self {
+            Self::Model { model, .. } => Some(model.adapter.first_layer),
+            Self::Rule(_) => None,
+        }
+    }
+}
 
 /// Where the policy practises.
 #[derive(Clone, Copy)]
 pub struct Practice<'a> {
     pub engine: &'a Engine,
-    pub reward: &'a Reward<'a>,
+    pub reward: Reward<'a>,
     pub config: &'a Config,
 }
 
 impl fmt::Debug for Practice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Practice").field("config", self.config).finish_non_exhaustive()
+        let Self { engine: _, reward, config } = self;
+        f.debug_struct("Practice").field("reward", reward).field("config", config).finish_non_exhaustive()
     }
 }
 
@@ -36,24 +68,40 @@ impl fmt::Debug for Practice<'_> {
 #[derive(Debug, Clone)]
 pub(crate) struct Episode {
     pub(crate) sequence: Sequence,
-    /// It ended its turn by itself.
-    pub(crate) ended: bool,
     /// The place of its prompt among those that were asked.
     pub(crate) place: usize,
 }
+
+impl Episode {
+    /// Whether it ended its turn by itself.
+    fn ended(&self) -> bool {
+        self.sequence.said == self.sequence.tokens.len()
+    }
+}
+
+/// Inputs of layers, `[rows, hidden]`, as the base alone computes them.
+pub(crate) type Trunks = BTreeMap<usize, Tensor>;
 
 /// The answers of an iteration. Lists of lists have one a sequence, with a number a token.
 pub(crate) struct Rollouts {
     pub(crate) episodes: Vec<Episode>,
     pub(crate) micro: Vec<MicroBatch>,
-    /// Input of layer `first_layer`, the policy's first, one a micro-batch.
-    pub(crate) trunks: Vec<Tensor>,
-    pub(crate) first_layer: usize,
+    /// Of the layers at which an adapter begins, one a micro-batch.
+    pub(crate) trunks: Vec<Trunks>,
     pub(crate) scores: Vec<f32>,
     pub(crate) logprobs: Vec<Vec<f32>>,
     pub(crate) reference: Vec<Vec<f32>>,
     /// Sum over all tokens, in nats.
     pub(crate) entropy: f64,
+}
+
+/// Of a micro-batch or a part of it, as in [`Rollouts`].
+struct Part {
+    logprobs: Vec<Vec<f32>>,
+    reference: Vec<Vec<f32>>,
+    entropy: f64,
+    scores: Vec<f32>,
+    trunks: Trunks,
 }
 
 impl Rollouts {
@@ -66,7 +114,7 @@ impl Rollouts {
     }
 
     pub(crate) fn ended(&self) -> usize {
-        self.episodes.iter().filter(|episode| episode.ended).count()
+        self.episodes.iter().filter(|episode| episode.ended()).count()
     }
 
     /// `Σ log π − log π_ref` of each answer.
@@ -77,19 +125,13 @@ impl Rollouts {
         self.logprobs.iter().zip(&self.reference).map(sum).collect()
     }
 
-    /// Input of layer `layer` for `micro`, which is micro-batch `at` or a part of it, by the base alone.
+    /// Input of an adapter's first layer for `micro`, which is micro-batch `at` or a part of it.
     pub(crate) fn trunk(
         &self,
-        decoder: &Decoder,
         (at, micro): (usize, &MicroBatch),
-        layer: usize,
+        adapter: &Adapter,
     ) -> Result<Tensor, Error> {
-        let batch = micro.batch(None);
-        Ok(if self.first_layer <= layer {
-            decoder.trunk_from(&micro.own_rows(&self.trunks[at])?, &batch, self.first_layer..layer)?
-        } else {
-            decoder.trunk(&batch, layer)?
-        })
+        Ok(micro.own_rows(&self.trunks[at][&adapter.first_layer])?)
     }
 }
 
@@ -98,47 +140,92 @@ impl Practice<'_> {
         self.engine.model()
     }
 
-    /// Answers to the prompts, their scores, and their log-probabilities under policy and reference.
+    /// Answers to the prompts, their scores, and their log-probabilities under policy and reference. The base passes each
+    /// answer once, for the reference as for all that is computed on top of it, the value model `value` included.
     pub(crate) fn play(
         &self,
-        policy: &Arc<Adapter>,
+        (policy, value): (&Arc<Adapter>, Option<&Adapter>),
         prompts: &[&Prompt],
         rng: &mut StdRng,
         watch: &Watch<'_>,
     ) -> Result<Rollouts, Error> {
         let episodes = self.answer(policy, prompts, rng, watch)?;
-        let decoder = &self.model().decoder;
         let sequences: Vec<Sequence> = episodes.iter().map(|episode| episode.sequence.clone()).collect();
+        let layers =
+            [Some(policy.first_layer), value.map(|value| value.first_layer), self.reward.first_layer()];
+        let layers: BTreeSet<usize> = layers.into_iter().flatten().collect();
         let mut out = Rollouts {
-            scores: self.scores(&episodes, watch)?,
             micro: MicroBatch::pack(&sequences, watch.micro_tokens.get()),
             trunks: Vec::new(),
-            first_layer: policy.first_layer,
+            scores: Vec::new(),
             logprobs: Vec::new(),
             reference: Vec::new(),
             entropy: 0.0,
             episodes,
         };
         for micro in &out.micro {
-            let mut trunks = Vec::new();
-            let parts = watch.in_memory(micro, &mut (), |micro, ()| {
-                let trunk = decoder.trunk(&micro.batch(None), policy.first_layer)?;
-                let at = (&trunk, policy.first_layer);
-                let of_policy = logprobs(decoder, micro, at, Some(policy), self.config.temperature)?;
-                let of_base = logprobs(decoder, micro, at, None, self.config.temperature)?;
-                let entropy = of_policy.entropies.iter().map(|entropy| f64::from(*entropy)).sum::<f64>();
-                let lists = (micro.by_sequence(&of_policy.logprobs), micro.by_sequence(&of_base.logprobs));
-                Ok((trunk, entropy, lists))
-            })?;
-            for (trunk, entropy, (of_policy, of_base)) in parts {
-                out.entropy += entropy;
-                out.logprobs.extend(of_policy);
-                out.reference.extend(of_base);
-                trunks.push(trunk);
+            let mut trunks: BTreeMap<usize, Vec<Tensor>> = BTreeMap::new();
+            for part in watch.in_memory(micro, &mut (), |micro, ()| self.part(policy, micro, &layers))? {
+                out.entropy += part.entropy;
+                out.logprobs.extend(part.logprobs);
+                out.reference.extend(part.reference);
+                out.scores.extend(part.scores);
+                part.trunks
+                    .into_iter()
+                    .for_each(|(layer, trunk)| trunks.entry(layer).or_default().push(trunk));
             }
-            out.trunks.push(Tensor::cat(&trunks, 0)?);
+            let whole = trunks.into_iter().map(|(layer, parts)| Ok((layer, Tensor::cat(&parts, 0)?)));
+            out.trunks.push(whole.collect::<Result<_, Error>>()?);
+        }
+        if let Reward::Rule(rule) = self.reward {
+            out.scores = rule(&sequences);
+        }
+        if out.scores.iter().any(|score| !score.is_finite()) {
+            return Err(Error::NotFinite { what: "a reward" });
+        }
+        // The text is judged as if it had ended; that it did not costs the penalty.
+        for (score, episode) in out.scores.iter_mut().zip(&out.episodes) {
+            *score -= if episode.ended() { 0.0 } else { self.config.missing_eos_penalty as f32 };
         }
         Ok(out)
+    }
+
+    /// What is to be known of a micro-batch or a part of it.
+    fn part(
+        &self,
+        policy: &Arc<Adapter>,
+        micro: &MicroBatch,
+        layers: &BTreeSet<usize>,
+    ) -> Result<Part, Error> {
+        let (decoder, temperature) = (&self.model().decoder, self.config.temperature);
+        let batch = micro.batch(None);
+        let mut trunks = Trunks::new();
+        let mut last = (decoder.trunk(&batch, 0)?, 0);
+        for layer in layers {
+            last = (decoder.trunk_from(&last.0, &batch, last.1..*layer)?, *layer);
+            trunks.insert(*layer, last.0.clone());
+        }
+        let of_base = logprobs(decoder, micro, (&last.0, last.1), None, temperature)?;
+        let of_policy = logprobs(
+            decoder,
+            micro,
+            (&trunks[&policy.first_layer], policy.first_layer),
+            Some(policy),
+            temperature,
+        )?;
+        let scores = match self.reward {
+            Reward::Model { model, pessimism } => {
+                model.cautious_from(self.model(), micro, &trunks[&model.adapter.first_layer], pessimism)?
+            }
+            Reward::Rule(_) => Vec::new(),
+        };
+        Ok(Part {
+            logprobs: micro.by_sequence(&of_policy.logprobs),
+            reference: micro.by_sequence(&of_base.logprobs),
+            entropy: of_policy.entropies.iter().map(|entropy| f64::from(*entropy)).sum(),
+            scores,
+            trunks,
+        })
     }
 
     /// Answers of the policy as it is now, through the engine, beside whatever it serves.
@@ -183,34 +270,15 @@ impl Practice<'_> {
                 }
             };
             let ended = generated.finish_reason == FinishReason::Stop;
-            let mut tokens = start.clone();
-            tokens.extend(&generated.tokens);
-            tokens.extend(self.model().end_of_turn().filter(|_| ended));
-            if tokens.len() > start.len() {
-                episodes.push(Episode { sequence: Sequence { tokens, prompt: start.len() }, ended, place });
+            let sequence = Sequence::sampled(self.model(), &start, &generated.tokens, ended);
+            if !sequence.answer().is_empty() {
+                episodes.push(Episode { sequence, place });
             }
         }
         if episodes.is_empty() {
             return Err(Error::Rollout("every answer was empty".to_owned()));
         }
         Ok(episodes)
-    }
-
-    /// The rewards. The text is judged as if it had ended; that it did not costs the penalty.
-    fn scores(&self, episodes: &[Episode], watch: &Watch<'_>) -> Result<Vec<f32>, Error> {
-        let end = self.model().end_of_turn();
-        let ended = |episode: &Episode| {
-            let mut sequence = episode.sequence.clone();
-            sequence.tokens.extend(end.filter(|_| !episode.ended));
-            sequence
-        };
-        let scores = (self.reward)(&episodes.iter().map(ended).collect::<Vec<_>>(), watch)?;
-        if scores.iter().any(|score| !score.is_finite()) {
-            return Err(Error::NotFinite { what: "a reward" });
-        }
-        let penalty = self.config.missing_eos_penalty as f32;
-        let penalised = scores.iter().zip(episodes);
-        Ok(penalised.map(|(score, episode)| if episode.ended { *score } else { score - penalty }).collect())
     }
 }
 

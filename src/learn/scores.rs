@@ -57,6 +57,9 @@ pub struct Scores {
     pub unsafe_compliance: Rate,
     /// Nats a token to the reference, on its own answers.
     pub kl: f64,
+    /// Nats a token by which its answers surprise the original model more than its own answers would.
+    #[serde(default)]
+    pub surprise: f64,
     /// Tokens an answer.
     pub length: f64,
     /// Of a fixed text.

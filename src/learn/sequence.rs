@@ -16,9 +16,25 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// Tokens of the prompt, at least one.
     pub prompt: usize,
+    /// Tokens of the prompt and of what was said. An answer that was cut off is read by a judge with an end of turn, which
+    /// nobody has said and nobody is to learn.
+    pub said: usize,
 }
 
 impl Sequence {
+    /// Of which all was said.
+    pub fn new(tokens: Vec<u32>, prompt: usize) -> Self {
+        Self { said: tokens.len(), tokens, prompt }
+    }
+
+    /// What a model has sampled, without its end of turn, which is said where it `ended` its turn by itself.
+    pub fn sampled(model: &Model, prompt: &[u32], answer: &[u32], ended: bool) -> Self {
+        let mut tokens = [prompt, answer].concat();
+        let cut_off = tokens.len();
+        tokens.extend(model.end_of_turn());
+        Self { said: if ended { tokens.len() } else { cut_off }, tokens, prompt: prompt.len() }
+    }
+
     /// Encodes a prompt with a finished answer: the end of turn is appended.
     ///
     /// The prompt loses its oldest tokens where the whole does not fit into `most` tokens.
@@ -32,12 +48,12 @@ impl Sequence {
         answer.truncate(most.saturating_sub(1));
         let kept = prompt.len().min(most - answer.len());
         let tokens: Vec<u32> = prompt[prompt.len() - kept..].iter().chain(&answer).copied().collect();
-        Ok(Self { tokens, prompt: kept })
+        Ok(Self::new(tokens, kept))
     }
 
-    /// Tokens of the answer.
+    /// Tokens of what was said.
     pub fn answer(&self) -> &[u32] {
-        &self.tokens[self.prompt..]
+        &self.tokens[self.prompt..self.said]
     }
 }
 
@@ -57,7 +73,7 @@ pub fn encode_prompt(model: &Model, prompt: &Prompt) -> Result<Vec<u32>, Error> 
 pub struct MicroBatch {
     /// Which sequences, by their place in the list that was packed.
     pub members: Vec<usize>,
-    tokens: Vec<Vec<u32>>,
+    sequences: Vec<Sequence>,
     /// Row whose hidden state decides each token of the answers, sequence after sequence.
     rows: Vec<u32>,
     /// Those tokens.
@@ -93,18 +109,18 @@ impl MicroBatch {
             let Some(batch) = batches.last_mut() else { continue };
             batch.grouped.push(group.len());
             for sequence in group {
-                batch.push(index, &sequence.tokens, sequence.prompt, held);
+                batch.push(index, sequence, held);
                 (index, held) = (index + 1, held + sequence.tokens.len());
             }
         }
         batches
     }
 
-    fn push(&mut self, index: usize, tokens: &[u32], prompt: usize, start: usize) {
-        let answer = &tokens[prompt..];
+    fn push(&mut self, index: usize, sequence: &Sequence, start: usize) {
+        let answer = sequence.answer();
         self.members.push(index);
-        self.tokens.push(tokens.to_vec());
-        let first = start + prompt - 1;
+        self.sequences.push(sequence.clone());
+        let first = start + sequence.prompt - 1;
         self.rows.extend((first..first + answer.len()).map(|row| row as u32));
         self.targets.extend_from_slice(answer);
         self.lengths.push(answer.len());
@@ -116,7 +132,8 @@ impl MicroBatch {
         let (mut sequence, mut held, mut before) = (0, 0, self.before);
         for count in &self.grouped {
             let group = sequence..sequence + count;
-            let tokens: usize = self.tokens[group.clone()].iter().map(Vec::len).sum();
+            let tokens: usize =
+                self.sequences[group.clone()].iter().map(|sequence| sequence.tokens.len()).sum();
             if parts.is_empty() || held + tokens > most {
                 before += held;
                 held = 0;
@@ -125,9 +142,8 @@ impl MicroBatch {
             let Some(part) = parts.last_mut() else { continue };
             part.grouped.push(*count);
             for nth in group {
-                let tokens = &self.tokens[nth];
-                part.push(self.members[nth], tokens, tokens.len() - self.lengths[nth], held);
-                held += tokens.len();
+                part.push(self.members[nth], &self.sequences[nth], held);
+                held += self.sequences[nth].tokens.len();
             }
             sequence += count;
         }
@@ -136,7 +152,7 @@ impl MicroBatch {
 
     /// Rows for the decoder.
     pub(crate) fn rows(&self) -> usize {
-        self.tokens.iter().map(Vec::len).sum()
+        self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
     }
 
     /// Its own rows of those of the micro-batch that it is a part of, or is.
@@ -155,7 +171,7 @@ impl MicroBatch {
 
     /// The rows for the decoder, under one adapter or none.
     pub fn batch(&self, adapter: Option<&Arc<Adapter>>) -> Batch {
-        Batch::of(self.tokens.iter().map(Vec::as_slice), adapter)
+        Batch::of(self.sequences.iter().map(|sequence| &sequence.tokens[..]), adapter)
     }
 
     /// The hidden states that decide the answers' tokens: `[targets, hidden]` of `[rows, hidden]`.

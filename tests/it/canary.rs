@@ -14,6 +14,7 @@ pub(crate) fn lenient(config: &mut Config) {
     config.gate.other_win_rate = -1.0;
     config.gate.refusal_margin = 1.0;
     config.gate.kl_budget = 1e9;
+    config.gate.surprise = 1e9;
     config.gate.length_ratio = (0.0, 1e9);
     config.gate.perplexity_ratio = 1e9;
     config.gate.judge_accuracy = 0.0;

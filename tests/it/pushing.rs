@@ -188,6 +188,7 @@ async fn an_update_ends_after_the_gate_where_versions_cannot_be_pushed() {
         config.gate.other_win_rate = 0.0;
         config.gate.refusal_margin = 1.0;
         config.gate.kl_budget = 1000.0;
+        config.gate.surprise = 1000.0;
         config.gate.length_ratio = (0.0, 1000.0);
         config.gate.perplexity_ratio = 1000.0;
     })

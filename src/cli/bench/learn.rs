@@ -9,7 +9,7 @@ use crate::cli::{Error, generate};
 use crate::completion::Prompt;
 use crate::config::Config;
 use crate::learn::{
-    Measures, Method, MicroTokens, Online, Pace, Practice, RewardModel, Sequence, Watch, ppo as recipe,
+    Measures, Method, MicroTokens, Online, Pace, Practice, Reward, RewardModel, Watch, ppo as recipe,
 };
 use crate::policy::{AdapterGradient, Batch, Decoder, Engine, Model};
 
@@ -110,7 +110,7 @@ fn iteration(engine: &Engine, config: &Config, round: usize) -> Result<(f64, f64
     let words = [" river", " stone", " bread", " music", " winter", " house", " paper", " garden"];
     let text = |nth: usize| (0..64).map(|at| words[(at * (nth + 1) + at / 8) % 8]).collect();
     let prompts: Vec<Prompt> = (0..16).map(|nth| Prompt::Text(text(nth))).collect();
-    let score = |sequences: &[Sequence], watch: &Watch<'_>| reward.score(model, sequences, watch);
+    let score = Reward::Model { model: &reward, pessimism: config.learn.reward.pessimism };
     let nowhere = |_: &str, _: f64, _: Measures<'_>| ();
     let watch = Watch {
         micro_tokens: MicroTokens::new(config.learn.pace.micro_tokens),
@@ -119,7 +119,7 @@ fn iteration(engine: &Engine, config: &Config, round: usize) -> Result<(f64, f64
         report: &nowhere,
         checkpoints: None,
     };
-    let practice = Practice { engine, reward: &score, config: &how };
+    let practice = Practice { engine, reward: score, config: &how };
     let started = Instant::now();
     let mut online = Online::new(practice, Method::Ppo { value: reward.value()? }, policy, seed);
     let measures = online.train(&prompts, &prompts, &watch)?;

@@ -11,8 +11,8 @@ use crate::completion::Prompt;
 use crate::config::Config;
 use crate::demo::users::{self, Asked, Kind, Users};
 use crate::learn::{
-    Measures, Method, MicroTokens, Online, Pace, Practice, RewardModel, Sequence, Watch,
-    policy_pass::logprobs,
+    Measures, Method, MicroTokens, Online, Pace, Practice, Reward, RewardModel, Sequence, Watch,
+    policy_pass::BesideBase,
     ppo,
     preference::{self, Pair},
     sequence::MicroBatch,
@@ -121,8 +121,8 @@ impl Task<'_> {
     /// The reward is the rule itself; no reward model is trained.
     fn ppo(&self, watch: &Watch<'_>) -> Result<Line, Error> {
         let how = ppo::Config { iterations: ITERATIONS, ..self.config.learn.ppo.clone() };
-        let score = |answers: &[Sequence], _: &Watch<'_>| Ok(self.worth(answers));
-        let practice = Practice { engine: self.engine, reward: &score, config: &how };
+        let worth = |answers: &[Sequence]| self.worth(answers);
+        let practice = Practice { engine: self.engine, reward: Reward::Rule(&worth), config: &how };
         let value = RewardModel::new(self.model(), &self.config.learn.reward, self.seed)?.value()?;
         let start = self.start()?;
         let before = self.shown(&practice, &start, watch)?;
@@ -134,8 +134,9 @@ impl Task<'_> {
 
     /// Of two answers of the model itself, of which one is wanted and one is not, DPO is told which.
     fn dpo(&self, watch: &Watch<'_>) -> Result<Line, Error> {
-        let score = |answers: &[Sequence], _: &Watch<'_>| Ok(self.worth(answers));
-        let practice = Practice { engine: self.engine, reward: &score, config: &self.config.learn.ppo };
+        let worth = |answers: &[Sequence]| self.worth(answers);
+        let practice =
+            Practice { engine: self.engine, reward: Reward::Rule(&worth), config: &self.config.learn.ppo };
         let start = self.start()?;
         let before = self.shown(&practice, &start, watch)?;
         let pairs = self.pairs(&practice, &self.asked(), watch)?;
@@ -172,7 +173,7 @@ impl Task<'_> {
     ) -> Result<Shown, Error> {
         let prompts = self.fresh();
         let mut rng = StdRng::seed_from_u64(self.seed);
-        let played = practice.play(policy, &prompts.iter().collect::<Vec<_>>(), &mut rng, watch)?;
+        let played = practice.play((policy, None), &prompts.iter().collect::<Vec<_>>(), &mut rng, watch)?;
         Ok(Shown {
             met: played.scores.iter().map(|score| f64::from(*score)).sum::<f64>() / played.count(),
             kl: played.kl().iter().sum::<f64>() / played.tokens(),
@@ -216,16 +217,15 @@ fn prompt(asked: &Asked) -> Prompt {
 fn ordered(model: &Model, policy: &Arc<Adapter>, pairs: &[Pair], watch: &Watch<'_>) -> Result<usize, Error> {
     let answers: Vec<Sequence> =
         pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
-    let mut gains = Vec::new();
+    let mut gains: Vec<f64> = Vec::new();
     for micro in MicroBatch::pack(&answers, watch.micro_tokens.get()) {
-        let trunk = model.decoder.trunk(&micro.batch(None), policy.first_layer)?;
-        let sums = |adapter| -> Result<Vec<f64>, Error> {
-            let of = logprobs(&model.decoder, &micro, (&trunk, policy.first_layer), adapter, 1.0)?.logprobs;
-            let sum = |logprobs: &Vec<f32>| logprobs.iter().map(|logprob| f64::from(*logprob)).sum();
-            Ok(micro.by_sequence(&of).iter().map(sum).collect())
-        };
-        let (policy, base) = (sums(Some(policy))?, sums(None)?);
-        gains.extend(policy.iter().zip(base).map(|(policy, base)| policy - base));
+        let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
+            let both = BesideBase::new(&model.decoder, micro, policy)?;
+            let mut ratios = both.ratios();
+            let gains = micro.lengths.iter().map(|length| ratios.by_ref().take(*length).sum::<f64>());
+            Ok(gains.collect::<Vec<_>>())
+        })?;
+        gains.extend(parts.into_iter().flatten());
     }
     Ok(gains.chunks_exact(2).filter(|two| two[0] > two[1]).count())
 }

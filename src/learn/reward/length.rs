@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     fn answer(length: usize) -> Sequence {
-        Sequence { tokens: vec![7; 1 + length], prompt: 1 }
+        Sequence::new(vec![7; 1 + length], 1)
     }
 
     /// Judges who mind nothing but length, with this slope.

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use super::{engine, tiny_model, watching};
 use crate::completion::Prompt;
 use crate::learn::{
-    Measures, Method, Online, Practice, Sequence, Watch, groups,
+    Measures, Method, Online, Practice, Reward, Sequence, Watch, groups,
     policy_pass::logprobs,
     ppo,
     preference::{self, Judged, PairLoss},
@@ -33,7 +33,7 @@ fn answer(model: &Model, prompt: &str, token: u32) -> Sequence {
     let mut tokens = encode_prompt(model, &Prompt::Text(prompt.to_owned())).unwrap();
     let prompt = tokens.len();
     tokens.push(token);
-    Sequence { tokens, prompt }
+    Sequence::new(tokens, prompt)
 }
 
 /// What the policy's answers are worth in the mean, among the letters: a bandit has no other arms.
@@ -157,10 +157,8 @@ fn on_rollouts(seeds: Range<u64>) {
         ..Default::default()
     };
     let groups = groups::Config { num_generations: 8, num_iterations: 2, beta: 0.0, ..Default::default() };
-    let reward = |sequences: &[Sequence], _: &Watch<'_>| {
-        Ok(sequences.iter().map(|answer| worth(answer) as f32).collect())
-    };
-    let practice = Practice { engine: &engine, reward: &reward, config: &config };
+    let worths = |answers: &[Sequence]| answers.iter().map(|answer| worth(answer) as f32).collect();
+    let practice = Practice { engine: &engine, reward: Reward::Rule(&worths), config: &config };
     let prompts = PROMPTS.map(|prompt| Prompt::Text(prompt.to_owned()));
     for seed in seeds {
         let start = undecided(&model, seed, &watch);
@@ -184,12 +182,10 @@ fn brief(model: &Model, watch: &Watch<'_>) -> Arc<Adapter> {
     let mut rng = StdRng::seed_from_u64(1);
     let mut shown = Vec::new();
     for at in 0..192 {
-        let mut sequence = answer(model, PROMPTS[at % 2], 70);
-        for _ in 0..rng.random_range(2..6) {
-            sequence.tokens.push(rng.random_range(60..80));
-        }
-        sequence.tokens.extend(model.end_of_turn());
-        shown.push(sequence);
+        let first = answer(model, PROMPTS[at % 2], 70);
+        let more: Vec<u32> = (0..rng.random_range(2..6)).map(|_| rng.random_range(60..80)).collect();
+        let letters = [first.answer(), &more].concat();
+        shown.push(Sequence::sampled(model, &first.tokens[..first.prompt], &letters, true));
     }
     let how = preference::Config { epochs: 8, ..HOW };
     preference::sft(model, blank(model, 0), &shown, (&how, 0), watch).unwrap()
@@ -218,15 +214,15 @@ fn ppo_stops_by_itself_where_the_reward_grows_with_the_length() {
             println!("{per_token} a token, tokens an answer {:.1}", tokens.unwrap().1);
         };
         let watch = Watch { report: &show, ..watching(4096) };
-        let reward = |sequences: &[Sequence], _: &Watch<'_>| {
+        let reward = |sequences: &[Sequence]| {
             let of = |sequence: &Sequence| {
-                let letters = &sequence.answer()[..sequence.answer().len() - 1];
+                let letters = &sequence.tokens[sequence.prompt..sequence.tokens.len() - 1];
                 let good = letters.get(1).is_some_and(|letter| letter % 2 == 0);
                 f32::from(u8::from(good)) + per_token * letters.len() as f32
             };
-            Ok(sequences.iter().map(of).collect())
+            sequences.iter().map(of).collect()
         };
-        let practice = Practice { engine: &engine, reward: &reward, config: &config };
+        let practice = Practice { engine: &engine, reward: Reward::Rule(&reward), config: &config };
         let shape = Shape { rank: 8, alpha: 16.0, first_layer: 0, heads: 1 };
         let value = Arc::new(Adapter::new(&model.decoder.architecture, shape, 0).unwrap());
         let mut online = Online::new(practice, Method::Ppo { value }, Arc::clone(&start), 0);

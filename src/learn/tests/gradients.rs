@@ -13,7 +13,7 @@ use crate::learn::{
     ppo::{self, Critic, Targets},
     preference::{self, Judged, Pair, PairLoss},
     reward::{self, Example},
-    rollouts::{Episode, Rollouts},
+    rollouts::{Episode, Reward, Rollouts},
     sequence::MicroBatch,
 };
 use crate::policy::{Adapter, AdapterGradient, Model, Shape};
@@ -24,7 +24,7 @@ const PROMPTS: [usize; 4] = [4, 3, 5, 2];
 
 fn sequences() -> Vec<Sequence> {
     let tokens = |j: usize| (0..LENGTHS[j]).map(|i| ((7 * i + 13 * j + 5 * i * i) % 259) as u32).collect();
-    (0..4).map(|j| Sequence { tokens: tokens(j), prompt: PROMPTS[j] }).collect()
+    (0..4).map(|j| Sequence::new(tokens(j), PROMPTS[j])).collect()
 }
 
 /// Matrix `number` holds `0.12 cos(0.37 · number + 0.61 · place)`.
@@ -175,11 +175,10 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
         episodes: own
             .iter()
             .enumerate()
-            .map(|(place, sequence)| Episode { sequence: sequence.clone(), ended: false, place })
+            .map(|(place, sequence)| Episode { sequence: sequence.clone(), place })
             .collect(),
         micro: MicroBatch::pack(&own, watch.micro_tokens.get()),
         trunks: Vec::new(),
-        first_layer: 0,
         scores: vec![0.0; 4],
         logprobs: Vec::new(),
         reference: Vec::new(),
@@ -190,7 +189,7 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
         let of = |adapter| logprobs(&model.decoder, micro, (&trunk, 0), adapter, 0.7).unwrap().logprobs;
         out.logprobs.extend(micro.by_sequence(&of(Some(adapter))));
         out.reference.extend(micro.by_sequence(&of(None)));
-        out.trunks.push(trunk);
+        out.trunks.push([(0, trunk)].into());
     }
     out.logprobs = sums(&out.logprobs, &wave(&out.logprobs, size, speed));
     out
@@ -202,7 +201,6 @@ fn losses_on_rollouts_reach_the_adapters_as_in_peft() {
     let config = ppo::Config { temperature: 0.7, ..Default::default() };
     let dapo = groups::Config::default();
     let grpo = groups::Config { loss_type: groups::LossType::Grpo, ..Default::default() };
-    let reward = |_: &[Sequence], _: &Watch<'_>| Ok(Vec::new());
     let cases = [
         ("ppo", Method::Ppo { value: Arc::clone(&value) }, 0.3),
         ("rloo", Method::Rloo(&dapo), 0.05),
@@ -212,7 +210,8 @@ fn losses_on_rollouts_reach_the_adapters_as_in_peft() {
     for (case, method, size) in cases {
         let is_ppo = matches!(method, Method::Ppo { .. });
         each_way(|model, watch, whole| {
-            let practice = Practice { engine: &engine(model), reward: &reward, config: &config };
+            let practice =
+                Practice { engine: &engine(model), reward: Reward::Rule(&|_| Vec::new()), config: &config };
             let online = Online::new(practice, method.clone(), Arc::clone(&policy), 0);
             let rollouts = rollouts(model, &policy, (size, 1.7), watch);
             let advantages = if is_ppo {
@@ -227,7 +226,6 @@ fn losses_on_rollouts_reach_the_adapters_as_in_peft() {
                 let now = critic.targets(&model.decoder, &rollouts, (&config, 0.0), watch).unwrap();
                 targets.values = sums(&now.values, &wave(&now.values, 0.3, 1.3));
                 targets.returns = wave(&now.values, 1.0, 0.7);
-                targets.trunks = now.trunks;
             }
             let mut gradients = <(AdapterGradient, AdapterGradient)>::default();
             let mini: Vec<usize> = (0..rollouts.micro.len()).collect();

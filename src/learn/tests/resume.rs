@@ -8,16 +8,14 @@ use std::sync::{
 use super::{engine, tiny_model, watching};
 use crate::completion::Prompt;
 use crate::learn::{
-    Checkpoints, Error, Method, Online, Practice, RewardModel, Sequence, Watch, groups, ppo,
+    Checkpoints, Error, Method, Online, Practice, Reward, RewardModel, Sequence, Watch, groups, ppo,
     preference::{self, Judged},
     reward::{self, Example},
 };
 use crate::policy::{Adapter, Engine, Model};
 
 fn sequences() -> Vec<Sequence> {
-    (0..12u32)
-        .map(|at| Sequence { tokens: (0..6).map(|i| 3 + (at * 31 + i * 7) % 200).collect(), prompt: 3 })
-        .collect()
+    (0..12u32).map(|at| Sequence::new((0..6).map(|i| 3 + (at * 31 + i * 7) % 200).collect(), 3)).collect()
 }
 
 fn trained(recipe: &str, model: &Model, engine: &Engine, watch: &Watch<'_>) -> Result<Arc<Adapter>, Error> {
@@ -74,9 +72,8 @@ fn trained(recipe: &str, model: &Model, engine: &Engine, watch: &Watch<'_>) -> R
                 "grpo" => Method::Grpo(&groups),
                 _ => Method::Ppo { value: reward.value()? },
             };
-            let score =
-                |sequences: &[Sequence], watch: &Watch<'_>| reward.cautious(model, sequences, 1.0, watch);
-            let practice = Practice { engine, reward: &score, config: &config };
+            let score = Reward::Model { model: &reward, pessimism: 1.0 };
+            let practice = Practice { engine, reward: score, config: &config };
             let mut online = Online::new(practice, method, start, 5);
             let prompts = ["one", "another"].map(|prompt| Prompt::Text(prompt.to_owned()));
             online.train(&prompts, &[], watch)?;
