@@ -21,7 +21,7 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
 # Both in release, so that the card's kernels are compiled once.
-cargo test --locked --release --features cuda --lib policy::tests::tensors::card -- --nocapture 2>&1 | tee "$out/tests"
+cargo test --locked --release --features cuda --lib -- policy::card policy::tests::tensors::card --nocapture 2>&1 | tee "$out/tests"
 if grep -q 'skipped: no CUDA device' "$out/tests"; then fail 'no CUDA device answered the tests'; fi
 passed=$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' "$out/tests")
 [ "${passed:-0}" -gt 0 ] || fail 'there were no tests'

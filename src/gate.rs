@@ -137,7 +137,8 @@ fn check(
 }
 
 fn finite(incumbent: &Scores, candidate: &Scores) -> Check {
-    let numbers = [incumbent, candidate].map(|s| [s.kl, s.surprise, s.length, s.perplexity, s.reward, s.usable]);
+    let numbers =
+        [incumbent, candidate].map(|s| [s.kl, s.surprise, s.length, s.perplexity, s.reward, s.usable]);
     let missing = numbers.as_flattened().iter().filter(|number| !number.is_finite()).count();
     let reason = if missing == 0 { "every figure is a number" } else { "a figure is not a number" };
     check("figures", (missing as f64, None, Some(0.0)), missing == 0, reason.to_owned())

@@ -3,6 +3,8 @@
 pub(crate) mod architecture;
 pub(crate) mod attention;
 pub(crate) mod backward;
+#[cfg(feature = "cuda")]
+pub(crate) mod card;
 pub(crate) mod decoder;
 pub(crate) mod device;
 pub(crate) mod engine;

@@ -5,17 +5,19 @@
 //! paths cannot drift apart.
 
 mod backward;
+#[cfg(feature = "cuda")]
+mod card;
 mod kernel;
 mod tensors;
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
+pub(crate) use self::backward::attend_backward;
 use self::kernel::{TOGETHER, Task, Vector};
-pub(crate) use self::{backward::attend_backward, tensors::Reach};
-use super::ops::read;
+use super::{kv::Store, ops::read};
 
 /// Multiplications below which waking a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
@@ -42,7 +44,7 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
-    fn scale(self) -> f32 {
+    pub(crate) fn scale(self) -> f32 {
         (self.dim as f32).sqrt().recip()
     }
 
@@ -54,6 +56,92 @@ impl Heads {
 
     fn key_columns(self) -> usize {
         self.keys * self.dim
+    }
+}
+
+/// Which places the rows of a pass see and where these lie, wherever the kernels on slices do not work. It is the same in
+/// all layers, and written down once a pass.
+#[derive(Debug)]
+pub(crate) enum Reach {
+    Tensors(tensors::Reach),
+    #[cfg(feature = "cuda")]
+    Card(card::Reach),
+}
+
+impl Reach {
+    /// Of whole sequences, whose keys and values are the batch's own.
+    pub(crate) fn fresh(spans: &[Span], heads: Heads, device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            return Ok(Self::Card(card::Reach::fresh(spans, heads, device)?));
+        }
+        Ok(Self::Tensors(tensors::Reach::fresh(spans, heads, device)?))
+    }
+
+    /// Of sequences whose keys and values lie in a store, at `location(sequence, place)`.
+    pub(crate) fn stored(
+        spans: &[Span],
+        heads: Heads,
+        store: &Arc<Store>,
+        location: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if store.device().is_cuda() {
+            return Ok(Self::Card(card::Reach::stored(spans, heads, store, location)?));
+        }
+        Ok(Self::Tensors(tensors::Reach::stored(spans, heads, store, location)?))
+    }
+
+    /// [`attend`]; where there is a store, the rows' keys and values are written to it first.
+    pub(crate) fn attend(
+        &self,
+        layer: usize,
+        qkv: (&Tensor, &Tensor, &Tensor),
+        heads: Heads,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Tensors(reach) => reach.attend(layer, qkv, heads),
+            #[cfg(feature = "cuda")]
+            Self::Card(reach) => reach.attend(layer, qkv, heads),
+        }
+    }
+
+    /// [`attend_backward`], for whole sequences.
+    pub(crate) fn backward(
+        &self,
+        dy: &Tensor,
+        qkv: (&Tensor, &Tensor, &Tensor),
+        heads: Heads,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        match self {
+            Self::Tensors(reach) => reach.backward(dy, qkv, heads),
+            #[cfg(feature = "cuda")]
+            Self::Card(reach) => reach.backward(dy, qkv, heads),
+        }
+    }
+}
+
+/// Keys and values that outlive the pass.
+#[derive(Debug)]
+struct Stored {
+    store: Arc<Store>,
+    /// Where those of the batch's rows go, `[rows]`.
+    locations: Tensor,
+}
+
+impl Stored {
+    fn new(spans: &[Span], store: &Arc<Store>, location: &dyn Fn(usize, usize) -> usize) -> Result<Self> {
+        let numbered = spans.iter().enumerate();
+        let places = numbered
+            .flat_map(|(nth, span)| (0..span.len).map(move |row| (nth, span.position + row)))
+            .map(|(nth, place)| location(nth, place) as u32);
+        Ok(Self { store: Arc::clone(store), locations: Tensor::from_iter(places, store.device())? })
+    }
+
+    /// Writes the rows' own, and returns those of all places.
+    fn write(&self, layer: usize, kv: (&Tensor, &Tensor)) -> Result<(&Tensor, &Tensor)> {
+        self.store.write(layer, &self.locations, kv)?;
+        Ok(self.store.layer(layer))
     }
 }
 

@@ -29,6 +29,9 @@ impl Device {
     /// # Errors
     /// It is `cuda`, and the program is built without it or no device answers.
     pub(crate) fn open(self) -> std::result::Result<Placement, Error> {
+        #[cfg(feature = "cuda")]
+        let cuda = || super::card::open(0);
+        #[cfg(not(feature = "cuda"))]
         let cuda = || candle_core::Device::new_cuda(0);
         match self {
             Self::Cpu => Ok(Placement::cpu()),

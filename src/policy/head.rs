@@ -1,5 +1,7 @@
 //! Log-probabilities of given tokens, without ever holding `[rows, vocabulary]` at once.
 
+#[cfg(feature = "cuda")]
+mod card;
 mod tensors;
 
 use candle_core::{Result, Tensor};
@@ -49,6 +51,10 @@ impl Decoder {
         slopes: bool,
     ) -> Result<TokenLogprobs> {
         if !on_slices(hidden) {
+            #[cfg(feature = "cuda")]
+            if super::card::takes(hidden) {
+                return card::token_logprobs(&self.head, hidden, targets, temperature, slopes);
+            }
             return tensors::token_logprobs(&self.head, hidden, targets, temperature, slopes);
         }
         let rows = hidden.dim(0)?;

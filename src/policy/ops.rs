@@ -11,6 +11,8 @@ use candle_core::{Result, Storage, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::card;
 use super::device::on_slices;
 
 /// Rows below which waking a second thread costs more than it saves.
@@ -118,6 +120,10 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// `y = x / √(mean(x²) + ε) · weight`, for `x` of `[rows, hidden]`.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if card::takes(x) {
+        return card::rms_norm(x, weight, epsilon);
+    }
     if !on_slices(x) {
         return tensors::rms_norm(x, weight, epsilon);
     }
@@ -148,6 +154,10 @@ pub(crate) fn rms_norm_backward(
     epsilon: f32,
     onto: Option<&Tensor>,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if card::takes(x) {
+        return card::rms_norm_backward(dy, x, weight, epsilon, onto);
+    }
     if !on_slices(x) {
         return tensors::rms_norm_backward(dy, x, weight, epsilon, onto);
     }
@@ -193,6 +203,10 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
 
 /// `silu(gate) · up`, both `[rows, intermediate]`.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if card::takes(gate) {
+        return card::swiglu(gate, up);
+    }
     if !on_slices(gate) {
         return tensors::swiglu(gate, up);
     }
@@ -216,6 +230,10 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// The gradients of [`swiglu`] with respect to `gate` and `up`, side by side: `[rows, 2 · intermediate]`.
 pub(crate) fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if card::takes(gate) {
+        return card::swiglu_backward(dy, gate, up);
+    }
     if !on_slices(gate) {
         return tensors::swiglu_backward(dy, gate, up);
     }

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use candle_core::Tensor;
 use serde::Deserialize;
 
+#[cfg(feature = "cuda")]
+use super::card;
 use super::{
     device::{Placement, on_slices},
     ops::{by_rows, read, tensors::widened},
@@ -185,6 +187,11 @@ impl Angles {
     }
 
     fn turn(&self, x: &Tensor, sign: f32) -> candle_core::Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if card::takes(x) {
+            let [cos, sin] = self.beside(x.device(), candle_core::DType::F32)?;
+            return card::turn(x, (&cos, &sin), sign);
+        }
         if !on_slices(x) {
             return self.turn_tensor(x, f64::from(sign));
         }
@@ -215,16 +222,21 @@ impl Angles {
     fn turn_tensor(&self, x: &Tensor, sign: f64) -> candle_core::Result<Tensor> {
         let (rows, columns) = x.dims2()?;
         let wide = widened(x)?.reshape((rows, columns / (2 * self.half), 2, self.half))?;
-        let [cos, sin] = self.beside(&wide, rows)?;
+        let [cos, sin] = self.beside(wide.device(), wide.dtype())?;
         let (low, high) = (wide.narrow(2, 0, 1)?, wide.narrow(2, 1, 1)?);
         let turned_low = (low.broadcast_mul(&cos)? - (high.broadcast_mul(&sin)? * sign)?)?;
         let turned_high = (high.broadcast_mul(&cos)? + (low.broadcast_mul(&sin)? * sign)?)?;
         Tensor::cat(&[turned_low, turned_high], 2)?.reshape((rows, columns))?.to_dtype(x.dtype())
     }
 
-    /// Cosines and sines where `x` is, moved there by the first layer that asks.
-    fn beside(&self, x: &Tensor, rows: usize) -> candle_core::Result<[Tensor; 2]> {
-        let place = Placement::of(x);
+    /// Cosines and sines where the rows are, moved there by the first layer that asks.
+    fn beside(
+        &self,
+        device: &candle_core::Device,
+        dtype: candle_core::DType,
+    ) -> candle_core::Result<[Tensor; 2]> {
+        let place = Placement { device: device.clone(), dtype };
+        let rows = self.cos.len() / self.half;
         if let Some(placed) = self.placed.get().filter(|[cos, _]| place.holds(cos)) {
             return Ok(placed.clone());
         }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{D, Device, Result, Tensor};
 
-use super::{Heads, Span};
+use super::{Heads, Span, Stored};
 use crate::policy::{
     kv::Store,
     ops::tensors::{product, widened},
@@ -43,14 +43,6 @@ struct Group {
     filled: Option<Tensor>,
 }
 
-/// Keys and values that outlive the pass.
-#[derive(Debug)]
-struct Stored {
-    store: Arc<Store>,
-    /// Where those of the batch's rows go, `[rows]`.
-    locations: Tensor,
-}
-
 impl Reach {
     /// Of whole sequences, whose keys and values are the batch's own.
     pub(crate) fn fresh(spans: &[Span], heads: Heads, device: &Device) -> Result<Self> {
@@ -64,13 +56,8 @@ impl Reach {
         store: &Arc<Store>,
         location: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Self> {
-        let numbered = spans.iter().enumerate();
-        let places = numbered
-            .flat_map(|(nth, span)| (0..span.len).map(move |row| (nth, span.position + row)))
-            .map(|(nth, place)| location(nth, place) as u32);
-        let device = store.device();
-        let locations = Tensor::from_iter(places, device)?;
-        Self::new(spans, heads, device, location, Some(Stored { store: Arc::clone(store), locations }))
+        let stored = Stored::new(spans, store, location)?;
+        Self::new(spans, heads, store.device(), location, Some(stored))
     }
 
     fn new(
@@ -114,10 +101,7 @@ impl Reach {
         heads: Heads,
     ) -> Result<Tensor> {
         let (k, v) = match &self.stored {
-            Some(Stored { store, locations }) => {
-                store.write(layer, locations, (k, v))?;
-                store.layer(layer)
-            }
+            Some(stored) => stored.write(layer, (k, v))?,
             None => (k, v),
         };
         let mut out = Vec::with_capacity(self.groups.len());

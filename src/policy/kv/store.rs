@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use crate::policy::card;
 use crate::policy::device::Placement;
 
 /// Keys and values by layer, `[places, kv_heads · head_dim]` each.
@@ -31,6 +33,11 @@ impl Store {
     /// Writes rows of keys and values to these places.
     pub(crate) fn write(&self, layer: usize, places: &Tensor, (k, v): (&Tensor, &Tensor)) -> Result<()> {
         let (keys, values) = self.layer(layer);
+        #[cfg(feature = "cuda")]
+        if card::takes(keys) {
+            card::place_rows(keys, k, places)?;
+            return card::place_rows(values, v, places);
+        }
         let places = places.unsqueeze(1)?.broadcast_as(k.shape())?.contiguous()?;
         keys.scatter_set(&places, &k.contiguous()?, 0)?;
         values.scatter_set(&places, &v.contiguous()?, 0)

@@ -181,7 +181,7 @@ mod card {
     use super::*;
 
     fn card(dtype: DType) -> Option<Placement> {
-        match candle_core::Device::new_cuda(0) {
+        match policy::card::open(0) {
             Ok(device) => Some(Placement { device, dtype }),
             Err(fault) => {
                 println!("skipped: no CUDA device answers: {fault}");
