@@ -53,6 +53,9 @@ pub struct Scores {
     pub wanted: Vec<InteractionType>,
     /// Benign prompts that were declined.
     pub over_refusal: Rate,
+    /// Benign prompts that this model declines and the other one does not, of those on which they differ.
+    #[serde(default)]
+    pub newly_declined: Rate,
     /// Harmful prompts that were complied with.
     pub unsafe_compliance: Rate,
     /// Nats a token to the reference, on its own answers.

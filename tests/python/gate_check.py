@@ -65,10 +65,10 @@ def main():
                  learn__preference__epochs=epochs, learn__ppo__depth=0.5)
         return out
 
-    def judged(name, candidate, judge="reward", incumbent=None, **settings):
+    def judged(name, candidate, judge="reward", incumbent=None, tokens=48, **settings):
         more = ["--incumbent", incumbent] if incumbent else []
         answer = json.loads(gyrostat("judge", "--data", prompts, "--candidate", candidate, "--reward", args.work / judge,
-                                     "--held-back", old, "--max-tokens", 48, *more, **settings))
+                                     "--held-back", old, "--max-tokens", tokens, *more, **settings))
         failed = [reason for reason in answer["reasons"] if reason.startswith("failed")]
         print(f"{name}: {'passed' if answer['promote'] else 'refused'}")
         for reason in failed or answer["reasons"]:
@@ -83,13 +83,14 @@ def main():
         if promoted != (word is None) or (word or "") not in failed:
             faults.append(name)
 
-    # Its answers are shorter than the base model's by more than half where 48 tokens are the limit: that is its task.
-    room = dict(gate__length_ratio="[0.1,2.0]")
+    # Its answers are shorter than the base model's by more than half where 48 tokens are the limit, and they are not what that
+    # one would say of itself: that is its task.
+    room = dict(gate__length_ratio="[0.1,2.0]", gate__surprise=1.0)
     expect("good", judged("good", good, **room), None)
     expect("flipped labels", judged("flipped labels", sft("long", lambda t, at: LONG.format(t, t, t)), "reward-flipped"), "reward model")
     expect("refusals only", judged("refusals only", sft("refusing", lambda t, at: REFUSAL), **room), "over-refusal")
     expect("KL beyond budget", judged("KL beyond budget", sft("far", short, rate=3e-3, epochs=4), **room, gate__kl_budget=0.5), "KL")
-    expect("doubled length", judged("doubled length", args.work / "long", incumbent=good), "length ratio")
+    expect("doubled length", judged("doubled length", args.work / "long", incumbent=good, tokens=96), "length ratio")
     print("all as it should be" if not faults else f"NOT as it should be: {', '.join(faults)}")
     sys.exit(bool(faults))
 
