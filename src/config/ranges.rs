@@ -55,6 +55,7 @@ const RANGES: &[(&str, f64, f64)] = &[
     ("learn.ppo.cliprange", ABOVE_0, 1.0),
     ("learn.ppo.cliprange_value", ABOVE_0, MOST),
     ("learn.ppo.vf_coef", 0.0, MOST),
+    ("learn.ppo.surprise_coef", 0.0, MOST),
     ("learn.ppo.kl_coef", 0.0, MOST),
     ("learn.ppo.target_kl", ABOVE_0, MOST),
     ("learn.ppo.kl_budget", ABOVE_0, MOST),

@@ -158,8 +158,7 @@ fn count_refusals(
 }
 
 /// In nats a token of the answers: `log π − log π_ref`, and how much more they surprise the original model than its own
-/// would, `−log π_ref` above its entropy. Of its own samples the latter is 0 on average, whatever the temperature of the
-/// subject; of language that it would not speak it is not (Meister et al., *Locally Typical Sampling*, TACL 2023).
+/// answers would.
 fn nats(
     engine: &Engine,
     adapter: Option<&Arc<Adapter>>,
@@ -180,8 +179,7 @@ fn nats(
                     (0.0, logprobs(decoder, micro, (&trunk, 0), None, 1.0)?)
                 }
             };
-            let each = base.entropies.iter().zip(&base.logprobs);
-            Ok((kl, each.map(|(entropy, logprob)| -f64::from(*logprob) - f64::from(*entropy)).sum::<f64>()))
+            Ok((kl, base.surprise().into_iter().map(f64::from).sum::<f64>()))
         })?;
         kl += parts.iter().map(|part| part.0).sum::<f64>();
         surprise += parts.iter().map(|part| part.1).sum::<f64>();

@@ -50,6 +50,9 @@ pub struct Config {
     /// What an answer that does not end by itself loses.
     pub missing_eos_penalty: f64,
     pub whiten_rewards: bool,
+    /// What a nat costs by which a token surprises the reference more than one of its own would. KL hardly sees a policy that
+    /// becomes more random; this does, and costs the reference itself nothing on average.
+    pub surprise_coef: f64,
     pub kl_coef: f64,
     /// Nats an answer towards which the coefficient is adapted.
     pub target_kl: f64,
@@ -81,6 +84,7 @@ impl Default for Config {
             vf_coef: 0.1,
             missing_eos_penalty: 0.0,
             whiten_rewards: false,
+            surprise_coef: 0.01,
             kl_coef: 0.05,
             target_kl: 6.0,
             kl_budget: 40.0,
@@ -125,7 +129,15 @@ impl Critic {
             })?;
             out.values.extend(values.into_iter().flatten());
         }
-        let rewarded = rewards(&rollouts.scores, &rollouts.logprobs, &rollouts.reference, kl_coefficient);
+        let mut rewarded = rewards(&rollouts.scores, &rollouts.logprobs, &rollouts.reference, kl_coefficient);
+        for (rewards, surprise) in rewarded.rewards.iter_mut().zip(&rollouts.surprise) {
+            for (reward, surprise) in rewards.iter_mut().zip(surprise) {
+                *reward -= config.surprise_coef as f32 * surprise;
+            }
+        }
+        let surprise = rollouts.surprise.iter().flatten().map(|nats| f64::from(*nats)).sum::<f64>();
+        let surprise = surprise / rollouts.count();
+        let cost = kl_coefficient * rewarded.kl + config.surprise_coef * surprise;
         let rewards = if config.whiten_rewards { whiten(&rewarded.rewards, false) } else { rewarded.rewards };
         let (advantages, returns) = gae(&rewards, &out.values, config.gamma, config.lam);
         out.advantages = whiten(&advantages, true);
@@ -135,10 +147,11 @@ impl Critic {
             ("objective/kl", rewarded.kl),
             ("objective/entropy", rollouts.entropy / rollouts.count()),
             ("objective/scores", score),
-            ("objective/non_score_reward", -kl_coefficient * rewarded.kl),
-            ("objective/rlhf_reward", score - kl_coefficient * rewarded.kl),
+            ("objective/non_score_reward", -cost),
+            ("objective/rlhf_reward", score - cost),
             ("objective/kl_coef", kl_coefficient),
             ("objective/response_tokens", rollouts.tokens() / rollouts.count()),
+            ("objective/surprise", surprise),
             ("val/num_eos_tokens", rollouts.ended() as f64),
         ];
         Ok(out)

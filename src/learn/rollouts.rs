@@ -91,6 +91,8 @@ pub(crate) struct Rollouts {
     pub(crate) scores: Vec<f32>,
     pub(crate) logprobs: Vec<Vec<f32>>,
     pub(crate) reference: Vec<Vec<f32>>,
+    /// By how many nats each token surprised the reference more than one of its own would: `−log π_ref` above its entropy.
+    pub(crate) surprise: Vec<Vec<f32>>,
     /// Sum over all tokens, in nats.
     pub(crate) entropy: f64,
 }
@@ -99,6 +101,7 @@ pub(crate) struct Rollouts {
 struct Part {
     logprobs: Vec<Vec<f32>>,
     reference: Vec<Vec<f32>>,
+    surprise: Vec<Vec<f32>>,
     entropy: f64,
     scores: Vec<f32>,
     trunks: Trunks,
@@ -160,6 +163,7 @@ impl Practice<'_> {
             scores: Vec::new(),
             logprobs: Vec::new(),
             reference: Vec::new(),
+            surprise: Vec::new(),
             entropy: 0.0,
             episodes,
         };
@@ -169,6 +173,7 @@ impl Practice<'_> {
                 out.entropy += part.entropy;
                 out.logprobs.extend(part.logprobs);
                 out.reference.extend(part.reference);
+                out.surprise.extend(part.surprise);
                 out.scores.extend(part.scores);
                 part.trunks
                     .into_iter()
@@ -222,6 +227,7 @@ impl Practice<'_> {
         Ok(Part {
             logprobs: micro.by_sequence(&of_policy.logprobs),
             reference: micro.by_sequence(&of_base.logprobs),
+            surprise: micro.by_sequence(&of_base.surprise()),
             entropy: of_policy.entropies.iter().map(|entropy| f64::from(*entropy)).sum(),
             scores,
             trunks,

@@ -29,6 +29,12 @@ pub struct TokenLogprobs {
 }
 
 impl TokenLogprobs {
+    /// `−log p(target)` above the entropy, a row each: how much more the target surprises than one that was drawn would. Of
+    /// samples at temperature 1 it is 0 on average (Meister et al., *Locally Typical Sampling*, TACL 2023).
+    pub fn surprise(&self) -> Vec<f32> {
+        self.logprobs.iter().zip(&self.entropies).map(|(logprob, entropy)| -logprob - entropy).collect()
+    }
+
     /// The gradient with respect to the hidden states, from the gradient with respect to each log-probability.
     pub fn backward(&self, dlogprobs: &[f32]) -> Result<Option<Tensor>> {
         let Some(slopes) = &self.slopes else { return Ok(None) };

@@ -87,10 +87,10 @@ def main():
     # one would say of itself: that is its task.
     room = dict(gate__length_ratio="[0.1,2.0]", gate__surprise=1.0)
     expect("good", judged("good", good, **room), None)
-    expect("flipped labels", judged("flipped labels", sft("long", lambda t, at: LONG.format(t, t, t)), "reward-flipped"), "reward model")
+    expect("flipped labels", judged("flipped labels", sft("long", lambda t, at: f"{LONG} {LONG}".format(*[t] * 6)), "reward-flipped"), "reward model")
     expect("refusals only", judged("refusals only", sft("refusing", lambda t, at: REFUSAL), **room), "over-refusal")
     expect("KL beyond budget", judged("KL beyond budget", sft("far", short, rate=3e-3, epochs=4), **room, gate__kl_budget=0.5), "KL")
-    expect("doubled length", judged("doubled length", args.work / "long", incumbent=good, tokens=96), "length ratio")
+    expect("doubled length", judged("doubled length", args.work / "long", incumbent=good, tokens=192), "length ratio")
     print("all as it should be" if not faults else f"NOT as it should be: {', '.join(faults)}")
     sys.exit(bool(faults))
 

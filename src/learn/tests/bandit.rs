@@ -154,6 +154,7 @@ fn on_rollouts(seeds: Range<u64>) {
         value_learning_rate: 1e-2,
         response_length: 1,
         kl_coef: 0.0,
+        surprise_coef: 0.0,
         ..Default::default()
     };
     let groups = groups::Config { num_generations: 8, num_iterations: 2, beta: 0.0, ..Default::default() };
@@ -204,6 +205,7 @@ fn ppo_stops_by_itself_where_the_reward_grows_with_the_length() {
         response_length: 32,
         // The distance that SFT has gone is no matter here.
         kl_coef: 0.0,
+        surprise_coef: 0.0,
         kl_budget: 1e9,
         ..Default::default()
     };

@@ -182,6 +182,7 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
         scores: vec![0.0; 4],
         logprobs: Vec::new(),
         reference: Vec::new(),
+        surprise: Vec::new(),
         entropy: 0.0,
     };
     for micro in &out.micro {
