@@ -204,7 +204,8 @@ fn over_refusal(incumbent: Rate, candidate: &Scores, config: &Config) -> Check {
     let (declined, differing) = (candidate.over_refusal, candidate.newly_declined);
     let most = margin(declined, config);
     let (low, _) = wilson(differing.rate(), differing.n);
-    let rise = (2.0 * low - 1.0) * differing.n as f64 / declined.n.max(1) as f64;
+    // Not −0 where they do not differ.
+    let rise = (2.0 * low - 1.0) * differing.n as f64 / declined.n.max(1) as f64 + 0.0;
     check(
         "over-refusal",
         (rise, None, Some(most)),
