@@ -62,20 +62,24 @@ impl Heads {
 /// Which places the rows of a pass see and where these lie, wherever the kernels on slices do not work. It is the same in
 /// all layers, and written down once a pass.
 #[derive(Debug)]
-pub(crate) enum Reach {
-    Tensors(tensors::Reach),
+pub(crate) struct Reach {
+    sight: Sight,
+    stored: Option<Stored>,
+}
+
+/// As those that attend read it.
+#[derive(Debug)]
+enum Sight {
+    Tensors(tensors::Sight),
     #[cfg(feature = "cuda")]
-    Card(card::Reach),
+    Card(card::Sight),
 }
 
 impl Reach {
     /// Of whole sequences, whose keys and values are the batch's own.
     pub(crate) fn fresh(spans: &[Span], heads: Heads, device: &Device) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if device.is_cuda() {
-            return Ok(Self::Card(card::Reach::fresh(spans, heads, device)?));
-        }
-        Ok(Self::Tensors(tensors::Reach::fresh(spans, heads, device)?))
+        let own = |nth: usize, place: usize| spans[nth].start + place;
+        Ok(Self { sight: Sight::new(spans, heads, device, &own)?, stored: None })
     }
 
     /// Of sequences whose keys and values lie in a store, at `location(sequence, place)`.
@@ -85,24 +89,25 @@ impl Reach {
         store: &Arc<Store>,
         location: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if store.device().is_cuda() {
-            return Ok(Self::Card(card::Reach::stored(spans, heads, store, location)?));
-        }
-        Ok(Self::Tensors(tensors::Reach::stored(spans, heads, store, location)?))
+        let stored = Some(Stored::new(spans, store, location)?);
+        Ok(Self { sight: Sight::new(spans, heads, store.device(), location)?, stored })
     }
 
     /// [`attend`]; where there is a store, the rows' keys and values are written to it first.
     pub(crate) fn attend(
         &self,
         layer: usize,
-        qkv: (&Tensor, &Tensor, &Tensor),
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
         heads: Heads,
     ) -> Result<Tensor> {
-        match self {
-            Self::Tensors(reach) => reach.attend(layer, qkv, heads),
+        let (k, v) = match &self.stored {
+            Some(stored) => stored.write(layer, (k, v))?,
+            None => (k, v),
+        };
+        match &self.sight {
+            Sight::Tensors(sight) => sight.attend((q, k, v), heads),
             #[cfg(feature = "cuda")]
-            Self::Card(reach) => reach.attend(layer, qkv, heads),
+            Sight::Card(sight) => sight.attend((q, k, v), heads),
         }
     }
 
@@ -113,11 +118,26 @@ impl Reach {
         qkv: (&Tensor, &Tensor, &Tensor),
         heads: Heads,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        match self {
-            Self::Tensors(reach) => reach.backward(dy, qkv, heads),
+        match &self.sight {
+            Sight::Tensors(sight) => sight.backward(dy, qkv, heads),
             #[cfg(feature = "cuda")]
-            Self::Card(reach) => reach.backward(dy, qkv, heads),
+            Sight::Card(sight) => sight.backward(dy, qkv, heads),
         }
+    }
+}
+
+impl Sight {
+    fn new(
+        spans: &[Span],
+        heads: Heads,
+        device: &Device,
+        location: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            return Ok(Self::Card(card::Sight::new(spans, heads, device, location)?));
+        }
+        Ok(Self::Tensors(tensors::Sight::new(spans, heads, device, location)?))
     }
 }
 

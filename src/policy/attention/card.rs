@@ -1,45 +1,20 @@
 //! Attention by the card's own kernels: the scores are never written down.
 
-use std::sync::Arc;
-
 use candle_core::{Device, Result, Tensor};
 
-use super::{Heads, Span, Stored};
-use crate::policy::{
-    card::{self, Sights},
-    kv::Store,
-};
+use super::{Heads, Span};
+use crate::policy::card::{self, Sights};
 
 /// Which places the rows of a pass see, and where these lie.
 #[derive(Debug)]
-pub(crate) struct Reach {
-    sights: Sights,
-    stored: Option<Stored>,
-}
+pub(super) struct Sight(Sights);
 
-impl Reach {
-    /// As [`super::Reach::fresh`].
-    pub(super) fn fresh(spans: &[Span], heads: Heads, device: &Device) -> Result<Self> {
-        Self::new(spans, heads, device, &|nth, place| spans[nth].start + place, None)
-    }
-
-    /// As [`super::Reach::stored`].
-    pub(super) fn stored(
-        spans: &[Span],
-        heads: Heads,
-        store: &Arc<Store>,
-        location: &dyn Fn(usize, usize) -> usize,
-    ) -> Result<Self> {
-        let stored = Stored::new(spans, store, location)?;
-        Self::new(spans, heads, store.device(), location, Some(stored))
-    }
-
-    fn new(
+impl Sight {
+    pub(super) fn new(
         spans: &[Span],
         heads: Heads,
         device: &Device,
         location: &dyn Fn(usize, usize) -> usize,
-        stored: Option<Stored>,
     ) -> Result<Self> {
         let (mut locations, mut rows, mut until) = (Vec::new(), Vec::new(), Vec::new());
         for (nth, span) in spans.iter().enumerate() {
@@ -53,25 +28,15 @@ impl Reach {
             }
         }
         let count = until.len();
-        let sights = Sights {
+        Ok(Self(Sights {
             locations: Tensor::new(locations, device)?,
             rows: Tensor::from_vec(rows, (count, 3), device)?,
             until: Tensor::new(until, device)?,
-        };
-        Ok(Self { sights, stored })
+        }))
     }
 
-    pub(super) fn attend(
-        &self,
-        layer: usize,
-        (q, k, v): (&Tensor, &Tensor, &Tensor),
-        heads: Heads,
-    ) -> Result<Tensor> {
-        let (k, v) = match &self.stored {
-            Some(stored) => stored.write(layer, (k, v))?,
-            None => (k, v),
-        };
-        card::attend((q, k, v), &self.sights, heads)
+    pub(super) fn attend(&self, qkv: (&Tensor, &Tensor, &Tensor), heads: Heads) -> Result<Tensor> {
+        card::attend(qkv, &self.0, heads)
     }
 
     pub(super) fn backward(
@@ -80,6 +45,6 @@ impl Reach {
         qkv: (&Tensor, &Tensor, &Tensor),
         heads: Heads,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        card::attend_backward(dy, qkv, &self.sights, heads)
+        card::attend_backward(dy, qkv, &self.0, heads)
     }
 }

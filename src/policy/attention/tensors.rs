@@ -3,26 +3,22 @@
 //! Sequences of about the same length are taken together, filled up to the longest of them; what fills up is not seen.
 //! Which rows and places those are is the same in all layers, and is written down once a pass.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Result, Tensor};
 
-use super::{Heads, Span, Stored};
-use crate::policy::{
-    kv::Store,
-    ops::tensors::{product, widened},
-};
+use super::{Heads, Span};
+use crate::policy::ops::tensors::{product, widened};
 
 /// Scores that are held at a time: 256 MB of f32.
 const SCORES: usize = 1 << 26;
 
 /// Which places the rows of a pass see, and where these lie.
 #[derive(Debug)]
-pub(crate) struct Reach {
+pub(super) struct Sight {
     groups: Vec<Group>,
     /// Where the batch's rows are among those of the groups: `[rows]`.
     rows: Tensor,
-    stored: Option<Stored>,
 }
 
 /// Sequences that are taken together: `[count]` of them, each with so many rows and places.
@@ -43,29 +39,12 @@ struct Group {
     filled: Option<Tensor>,
 }
 
-impl Reach {
-    /// Of whole sequences, whose keys and values are the batch's own.
-    pub(crate) fn fresh(spans: &[Span], heads: Heads, device: &Device) -> Result<Self> {
-        Self::new(spans, heads, device, &|nth, place| spans[nth].start + place, None)
-    }
-
-    /// Of sequences whose keys and values lie in a store, at `location(sequence, place)`.
-    pub(crate) fn stored(
-        spans: &[Span],
-        heads: Heads,
-        store: &Arc<Store>,
-        location: &dyn Fn(usize, usize) -> usize,
-    ) -> Result<Self> {
-        let stored = Stored::new(spans, store, location)?;
-        Self::new(spans, heads, store.device(), location, Some(stored))
-    }
-
-    fn new(
+impl Sight {
+    pub(super) fn new(
         spans: &[Span],
         heads: Heads,
         device: &Device,
         location: &dyn Fn(usize, usize) -> usize,
-        stored: Option<Stored>,
     ) -> Result<Self> {
         let mut alike: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
         for (nth, span) in spans.iter().enumerate().filter(|(_, span)| span.len > 0) {
@@ -90,20 +69,11 @@ impl Reach {
                 groups.push(group);
             }
         }
-        Ok(Self { groups, rows: Tensor::new(rows, device)?, stored })
+        Ok(Self { groups, rows: Tensor::new(rows, device)? })
     }
 
-    /// [`super::attend`]; where there is a store, the rows' keys and values are written to it first.
-    pub(crate) fn attend(
-        &self,
-        layer: usize,
-        (q, k, v): (&Tensor, &Tensor, &Tensor),
-        heads: Heads,
-    ) -> Result<Tensor> {
-        let (k, v) = match &self.stored {
-            Some(stored) => stored.write(layer, (k, v))?,
-            None => (k, v),
-        };
+    /// [`super::attend`].
+    pub(super) fn attend(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), heads: Heads) -> Result<Tensor> {
         let mut out = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
             let (q, k, v) = group.operands((q, k, v), heads)?;
@@ -118,7 +88,7 @@ impl Reach {
     }
 
     /// [`super::attend_backward`], for whole sequences.
-    pub(crate) fn backward(
+    pub(super) fn backward(
         &self,
         dy: &Tensor,
         (q, k, v): (&Tensor, &Tensor, &Tensor),
@@ -278,12 +248,15 @@ fn by_place(x: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use candle_core::DType;
 
     use super::*;
     use crate::policy::{
-        attention::{Past, attend, attend_backward, blocks_of},
+        attention::{Past, Reach, attend, attend_backward, blocks_of},
         device::Placement,
+        kv::Store,
         ops::{tensors::tests::gap, tests::matrix},
     };
 
