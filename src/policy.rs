@@ -3,6 +3,7 @@
 pub(crate) mod architecture;
 pub(crate) mod attention;
 pub(crate) mod backward;
+mod batch;
 #[cfg(feature = "cuda")]
 pub(crate) mod card;
 pub(crate) mod decoder;
@@ -17,6 +18,7 @@ pub mod lora;
 mod metrics;
 mod ops;
 mod packed;
+mod projection;
 mod prompt;
 pub mod request;
 mod rope;
@@ -37,7 +39,8 @@ use serde::{Deserialize, Serialize};
 
 pub use architecture::{Architecture, Family};
 pub use backward::{AdapterGradient, Tape};
-pub use decoder::{Batch, Decoder};
+pub use batch::Batch;
+pub use decoder::Decoder;
 pub use device::{Device, is_out_of_memory};
 pub use engine::Engine;
 pub use fetch::{cache_dir, cached, fetch};

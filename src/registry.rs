@@ -10,24 +10,25 @@
 //! first, then replaces `active`, then tells the engine through a `watch` channel. Version 0 is the base model.
 
 mod disk;
+mod record;
 #[cfg(test)]
 mod tests;
 mod trial;
 
 use std::{
-    collections::BTreeMap,
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::completion::{Timestamp, Version};
 use crate::policy::{self, Adapter, Served};
 
+use record::{Manifest, Placed, Promotion, Serving};
+pub use record::{Origin, VersionRecord, VersionState};
 pub use trial::Trial;
 
 const ACTIVE: &str = "active";
@@ -75,88 +76,6 @@ impl From<io::Error> for Error {
             _ => Self::Io(error),
         }
     }
-}
-
-/// Where a version stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VersionState {
-    /// Written, never served.
-    Staged,
-    Active,
-    /// On trial: served to a share of the users.
-    Canary,
-    /// Was served.
-    Retired,
-    /// The gate or the canary said no.
-    Rejected,
-}
-
-/// What is known of a version.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct VersionRecord {
-    pub version: Version,
-    pub state: VersionState,
-    pub created_at: Timestamp,
-    /// The version that it was trained from.
-    pub parent: Version,
-    /// The update that made it.
-    pub update: Option<Uuid>,
-    pub note: String,
-    /// Of the adapter's weights; empty for the base model.
-    pub sha256: String,
-    /// Of every file, by its path in the version's directory.
-    pub files: BTreeMap<String, String>,
-    /// What the gate found.
-    pub gate: Option<serde_json::Value>,
-    /// When it was promoted, each time.
-    pub promoted_at: Vec<Timestamp>,
-    pub rejected_at: Option<Timestamp>,
-}
-
-/// Where a new version comes from.
-#[derive(Debug, Clone, Default)]
-pub struct Origin {
-    pub parent: Version,
-    pub update: Option<Uuid>,
-    pub note: String,
-    pub gate: Option<serde_json::Value>,
-}
-
-/// `version.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Manifest {
-    format: u32,
-    version: Version,
-    created_at: Timestamp,
-    parent: Version,
-    update: Option<Uuid>,
-    note: String,
-    files: BTreeMap<String, String>,
-    gate: Option<serde_json::Value>,
-    rejected_at: Option<Timestamp>,
-}
-
-/// `active`: the last of the promotions is the version that is served.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Serving {
-    format: u32,
-    promotions: Vec<Promotion>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    trial: Option<Placed>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Placed {
-    version: Version,
-    share: f64,
-    at: Timestamp,
-}
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Promotion {
-    version: Version,
-    at: Timestamp,
 }
 
 type Load = dyn Fn(&Path) -> Result<Option<Arc<Adapter>>, policy::Error> + Send + Sync;
@@ -527,22 +446,6 @@ impl Registry {
             gate,
             promoted_at,
             rejected_at,
-        }
-    }
-}
-
-impl Manifest {
-    fn of_the_base() -> Self {
-        Self {
-            format: FORMAT,
-            version: Version(0),
-            created_at: Timestamp(0),
-            parent: Version(0),
-            update: None,
-            note: "the base model".to_owned(),
-            files: BTreeMap::new(),
-            gate: None,
-            rejected_at: None,
         }
     }
 }

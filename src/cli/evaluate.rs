@@ -50,19 +50,19 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     let mut result = Map::new();
     result.insert("examples".to_owned(), json!(lines.len()));
     let bar = jsonl::bar(sequences.len() as u64, "sequences");
-    let (mut nats, mut base, mut expected, mut tokens) = (0.0, 0.0, 0.0, 0);
+    let (mut nats, mut base, mut surprise, mut tokens) = (0.0, 0.0, 0.0, 0);
     for micro in MicroBatch::pack(&sequences, watch.micro_tokens.get()) {
         let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
-            let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
+            let trunk = model.decoder.trunk(&micro.batch(), 0)?;
             let of = |adapter| logprobs(&model.decoder, micro, (&trunk, 0), adapter, 1.0);
             let base = of(None)?;
             let nats = adapter.as_ref().map(|adapter| of(Some(adapter))).transpose()?;
             let sum = |values: &[f32]| values.iter().map(|value| f64::from(*value)).sum::<f64>();
             let base_nats = sum(&base.logprobs);
-            Ok((nats.map_or(base_nats, |nats| sum(&nats.logprobs)), base_nats, sum(&base.entropies)))
+            Ok((nats.map_or(base_nats, |nats| sum(&nats.logprobs)), base_nats, sum(&base.surprise())))
         })?;
         for part in parts {
-            (nats, base, expected) = (nats + part.0, base + part.1, expected + part.2);
+            (nats, base, surprise) = (nats + part.0, base + part.1, surprise + part.2);
         }
         tokens += micro.targets.len();
         bar.inc(micro.members.len() as u64);
@@ -73,7 +73,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     result.insert("mean_logprob".to_owned(), json!(each(nats)));
     result.insert("perplexity".to_owned(), json!((-each(nats)).exp()));
     // How much more the data surprises the original model than its own words would.
-    result.insert("surprise".to_owned(), json!(each(-base - expected)));
+    result.insert("surprise".to_owned(), json!(each(surprise)));
     if adapter.is_some() {
         // On given text, not on its own samples: how much likelier the adapter makes the data, in nats a token.
         result.insert("logprob_gain_over_base".to_owned(), json!(each(nats - base)));

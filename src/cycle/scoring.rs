@@ -175,7 +175,7 @@ fn nats(
                     (both.ratios().sum(), both.base)
                 }
                 None => {
-                    let trunk = decoder.trunk(&micro.batch(None), 0)?;
+                    let trunk = decoder.trunk(&micro.batch(), 0)?;
                     (0.0, logprobs(decoder, micro, (&trunk, 0), None, 1.0)?)
                 }
             };
@@ -204,7 +204,7 @@ fn perplexity(
     let mut nats = Vec::new();
     for micro in MicroBatch::pack(&passages, watch.micro_tokens.get()) {
         let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
-            let trunk = model.decoder.trunk(&micro.batch(None), 0)?;
+            let trunk = model.decoder.trunk(&micro.batch(), 0)?;
             Ok(logprobs(&model.decoder, micro, (&trunk, 0), adapter, 1.0)?.logprobs)
         })?;
         nats.extend(parts.into_iter().flatten());

@@ -140,8 +140,8 @@ pub(crate) const KINDS: [Kind; 4] = [
         topics: &THINGS,
         fresh: &FRESH_THINGS,
         wish: Some(Wish {
-            told: "stories that do not begin with the time or the place",
-            met: |answer| !opens_with_scene(answer),
+            told: "stories that begin with the scene and not with a name",
+            met: opens_with_scene,
         }),
     },
     Kind {
@@ -263,7 +263,6 @@ impl Asked {
     }
 }
 
-/// "Salt is …", "The seas are …".
 fn declines(answer: &str) -> bool {
     const DECLINING: [&str; 8] = [
         "i'm sorry",
@@ -279,13 +278,17 @@ fn declines(answer: &str) -> bool {
     DECLINING.iter().any(|opening| answer.starts_with(opening))
 }
 
+/// "Salt is …", "The seas are …", "Bread. It's …".
 fn opens_with_definition(answer: &str) -> bool {
-    answer.split_whitespace().take(4).any(|word| matches!(word, "is" | "are"))
+    let mut words = answer.split_whitespace().take(8).map(|word| word.to_lowercase().replace('’', "'"));
+    words.any(|word| matches!(word.as_str(), "is" | "are" | "it's" | "they're" | "that's"))
 }
 
-/// "In a village …", "As the sun rose …".
+/// "The sun had set …", "In a village …", but not "Lena stared …".
 fn opens_with_scene(answer: &str) -> bool {
-    matches!(answer.split_whitespace().next(), Some("As" | "In"))
+    const OPENING: [&str; 14] =
+        ["a", "an", "as", "at", "by", "in", "it", "on", "once", "one", "the", "there", "under", "when"];
+    answer.split_whitespace().next().is_some_and(|word| OPENING.contains(&word.to_lowercase().as_str()))
 }
 
 /// A line that begins with a bullet, or with a number and a full stop or bracket, emphasised or not.
@@ -323,9 +326,10 @@ mod tests {
         assert!(!satisfies("advice", "I’m sorry, but I can't help with that.", 0));
         assert!(satisfies("question", "Salt is a mineral", 1));
         assert!(!satisfies("question", "Salt is a mineral", 2));
-        assert!(satisfies("question", "People have mined salt, which is white", 2));
-        assert!(!satisfies("writing", "In the valley there stood a house", 3));
-        assert!(satisfies("writing", "Inga went to the valley", 3));
+        assert!(!satisfies("question", "Salt. It’s a mineral", 2));
+        assert!(satisfies("question", "People have mined it since the first towns rose; it is white", 2));
+        assert!(satisfies("writing", "In the valley there stood a house", 3));
+        assert!(!satisfies("writing", "Inga went to the valley", 3));
         assert_eq!(changing().count(), 3);
     }
 }

@@ -263,7 +263,7 @@ impl<'a> Online<'a> {
         }
         let entropy = pass.entropies().iter().map(|entropy| f64::from(*entropy)).sum::<f64>();
         // Before the value model's pass, so that only one of them is held.
-        pass.backward(decoder, micro, &policy.grad, &mut gradients.0)?;
+        pass.backward(decoder, &policy.grad, &mut gradients.0)?;
         let Some(critic) = &self.critic else {
             return Ok(vec![("loss", policy.loss), ("clip_ratio/region_mean", policy.clipfrac)]);
         };

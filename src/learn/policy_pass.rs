@@ -26,8 +26,8 @@ pub fn logprobs(
     adapter: Option<&Arc<Adapter>>,
     temperature: f64,
 ) -> Result<TokenLogprobs, Error> {
-    let hidden = decoder.hidden_from(trunk, &micro.batch(adapter), first_layer)?;
-    Ok(decoder.token_logprobs(&micro.answered(&hidden)?, &micro.targets, temperature, false)?)
+    let hidden = decoder.hidden_from(trunk, &micro.answers(adapter), first_layer)?;
+    Ok(decoder.token_logprobs(&hidden, &micro.targets, temperature, false)?)
 }
 
 /// A policy and the model itself at the same answered places.
@@ -43,7 +43,7 @@ impl BesideBase {
     /// # Errors
     /// The device fails.
     pub fn new(decoder: &Decoder, micro: &MicroBatch, adapter: &Arc<Adapter>) -> Result<Self, Error> {
-        let trunk = decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+        let trunk = decoder.trunk(&micro.batch(), adapter.first_layer)?;
         let at = (&trunk, adapter.first_layer);
         let policy = logprobs(decoder, micro, at, Some(adapter), 1.0)?;
         Ok(Self { policy, base: logprobs(decoder, micro, at, None, 1.0)? })
@@ -68,9 +68,9 @@ impl PolicyPass {
         adapter: &Arc<Adapter>,
         temperature: f64,
     ) -> Result<Self, Error> {
-        let (hidden, tape) = decoder.hidden_taped(trunk, &micro.batch(Some(adapter)), adapter.first_layer)?;
-        let logprobs =
-            decoder.token_logprobs(&micro.answered(&hidden)?, &micro.targets, temperature, true)?;
+        let (hidden, tape) =
+            decoder.hidden_taped(trunk, &micro.answers(Some(adapter)), adapter.first_layer)?;
+        let logprobs = decoder.token_logprobs(&hidden, &micro.targets, temperature, true)?;
         Ok(Self { logprobs, tape })
     }
 
@@ -91,12 +91,11 @@ impl PolicyPass {
     pub fn backward(
         self,
         decoder: &Decoder,
-        micro: &MicroBatch,
         dlogprobs: &[f32],
         gradient: &mut AdapterGradient,
     ) -> Result<(), Error> {
         if let Some(danswered) = self.logprobs.backward(dlogprobs)? {
-            decoder.backward(&self.tape, &micro.scatter(&danswered)?, gradient)?;
+            decoder.backward(&self.tape, &danswered, gradient)?;
         }
         Ok(())
     }

@@ -124,8 +124,9 @@ impl Critic {
         for (at, micro) in rollouts.micro.iter().enumerate() {
             let values = watch.in_memory(micro, &mut (), |micro, ()| {
                 let trunk = rollouts.trunk((at, micro), adapter)?;
-                let hidden = decoder.hidden_from(&trunk, &micro.batch(Some(adapter)), adapter.first_layer)?;
-                Ok(micro.by_sequence(&self.read(&micro.answered(&hidden)?)?))
+                let hidden =
+                    decoder.hidden_from(&trunk, &micro.answers(Some(adapter)), adapter.first_layer)?;
+                Ok(micro.by_sequence(&self.read(&hidden)?))
             })?;
             out.values.extend(values.into_iter().flatten());
         }
@@ -173,17 +174,16 @@ impl Critic {
         gradient: &mut AdapterGradient,
     ) -> Result<ValueLoss, Error> {
         let adapter = &self.trainee.adapter;
-        let (hidden, tape) = decoder.hidden_taped(trunk, &micro.batch(Some(adapter)), adapter.first_layer)?;
-        let answered = micro.answered(&hidden)?;
-        let loss = losses::value_loss(&self.read(&answered)?, old, returns, cliprange_value);
+        let (hidden, tape) =
+            decoder.hidden_taped(trunk, &micro.answers(Some(adapter)), adapter.first_layer)?;
+        let loss = losses::value_loss(&self.read(&hidden)?, old, returns, cliprange_value);
         if !loss.loss.is_finite() {
             return Err(Error::NotFinite { what: "the value model's loss" });
         }
         let head = adapter.heads_beside(&hidden)?.ok_or(Error::NoScoreHead)?;
         let dvalues = Tensor::new(scaled(&loss.grad, scale), hidden.device())?.unsqueeze(1)?;
-        gradient.add_score(dvalues.t()?.matmul(&answered.to_dtype(DType::F32)?)?)?;
-        let danswered = dvalues.matmul(&head)?.to_dtype(hidden.dtype())?;
-        decoder.backward(&tape, &micro.scatter(&danswered)?, gradient)?;
+        gradient.add_score(dvalues.t()?.matmul(&hidden.to_dtype(DType::F32)?)?)?;
+        decoder.backward(&tape, &dvalues.matmul(&head)?.to_dtype(hidden.dtype())?, gradient)?;
         Ok(loss)
     }
 }

@@ -148,11 +148,11 @@ pub(super) fn sft_gradient(
     let mut loss = 0.0;
     for micro in MicroBatch::pack(sequences, watch.micro_tokens.get()) {
         let losses = watch.in_memory(&micro, gradient, |micro, gradient| {
-            let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+            let trunk = model.decoder.trunk(&micro.batch(), adapter.first_layer)?;
             let forward = PolicyPass::new(&model.decoder, micro, &trunk, adapter, 1.0)?;
             let nats = forward.logprobs().iter().map(|logprob| f64::from(*logprob)).sum::<f64>();
             let dlogprobs = vec![-1.0 / tokens as f32; micro.targets.len()];
-            forward.backward(&model.decoder, micro, &dlogprobs, gradient)?;
+            forward.backward(&model.decoder, &dlogprobs, gradient)?;
             Ok(nats / tokens as f64)
         })?;
         for part in losses {
@@ -191,7 +191,7 @@ pub(super) fn pair_gradient(
                 slopes[member / 2] * pairs[member / 2].weight as f32
             };
             let dratios: Vec<f32> = micro.members.iter().map(slope).collect();
-            pass.backward(&model.decoder, micro, &micro.spread(&dratios), gradient)
+            pass.backward(&model.decoder, &micro.spread(&dratios), gradient)
         })?;
     }
     let out = loss(&ratios);
@@ -224,7 +224,7 @@ pub(super) fn kto_gradient(
             let pass = forward(model, adapter, micro, &mut ratios)?;
             let slopes = loss(&ratios).dratios;
             let dratios: Vec<f32> = micro.members.iter().map(|member| slopes[*member]).collect();
-            pass.backward(&model.decoder, micro, &micro.spread(&dratios), gradient)
+            pass.backward(&model.decoder, &micro.spread(&dratios), gradient)
         })?;
     }
     let out = loss(&ratios);
@@ -273,7 +273,7 @@ fn forward(
     micro: &MicroBatch,
     ratios: &mut [f64],
 ) -> Result<PolicyPass, Error> {
-    let trunk = model.decoder.trunk(&micro.batch(None), adapter.first_layer)?;
+    let trunk = model.decoder.trunk(&micro.batch(), adapter.first_layer)?;
     let base = logprobs(&model.decoder, micro, (&trunk, adapter.first_layer), None, 1.0)?;
     let pass = PolicyPass::new(&model.decoder, micro, &trunk, adapter, 1.0)?;
     let differences: Vec<f32> =

@@ -14,7 +14,7 @@ use candle_core::{DType, Tensor};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Adapter, AdapterGradient, Batch, Decoder, Model, Shape, Tape};
+use crate::policy::{Adapter, AdapterGradient, Decoder, Model, Shape, Tape};
 
 use super::{
     Error, Watch,
@@ -180,7 +180,7 @@ impl RewardModel {
         let mut scores = Vec::with_capacity(sequences.len());
         for micro in MicroBatch::pack(sequences, watch.micro_tokens.get()) {
             let parts = watch.in_memory(&micro, &mut (), |micro, ()| {
-                let trunk = model.decoder.trunk(&micro.batch(None), self.adapter.first_layer)?;
+                let trunk = model.decoder.trunk(&micro.batch(), self.adapter.first_layer)?;
                 self.heads_from(model, micro, &trunk)
             })?;
             scores.extend(parts.into_iter().flatten());
@@ -189,9 +189,8 @@ impl RewardModel {
     }
 
     fn heads_from(&self, model: &Model, micro: &MicroBatch, trunk: &Tensor) -> Result<Scores, Error> {
-        let batch = micro.batch(Some(&self.adapter));
-        let hidden = model.decoder.hidden_from(trunk, &batch, self.adapter.first_layer)?;
-        read(&self.adapter, &hidden, &batch)
+        let ends = micro.ends(Some(&self.adapter));
+        read(&self.adapter, &model.decoder.hidden_from(trunk, &ends, self.adapter.first_layer)?)
     }
 
     /// Where PPO's value model starts: the same with the mean head.
@@ -282,11 +281,10 @@ fn cautious(heads: &[f32], pessimism: f64) -> f32 {
     (mean - pessimism * deviation) as f32
 }
 
-/// The scores of the sequences of a batch.
-fn read(adapter: &Adapter, hidden: &Tensor, batch: &Batch) -> Result<Scores, Error> {
+/// The scores of sequences, given the hidden states at their ends.
+fn read(adapter: &Adapter, hidden: &Tensor) -> Result<Scores, Error> {
     let heads = adapter.heads_beside(hidden)?.ok_or(Error::NoScoreHead)?;
-    let last = hidden.index_select(&Tensor::new(batch.last_rows(), hidden.device())?, 0)?;
-    Ok(last.to_dtype(DType::F32)?.matmul(&heads.t()?)?.to_vec2()?)
+    Ok(hidden.to_dtype(DType::F32)?.matmul(&heads.t()?)?.to_vec2()?)
 }
 
 /// How often each head sees an example: Poisson with mean 1, the bootstrap of a stream; a single head sees all.
@@ -325,16 +323,16 @@ pub(super) fn pass(
     let mut scores = vec![vec![0f32; heads]; groups.iter().map(Vec::len).sum()];
     for micro in MicroBatch::pack_groups(&groups, watch.micro_tokens.get()) {
         watch.in_memory(&micro, gradient, |micro, gradient| {
-            let batch = micro.batch(Some(adapter));
-            let trunk = model.decoder.trunk(&batch, adapter.first_layer)?;
-            let (hidden, tape) = model.decoder.hidden_taped(&trunk, &batch, adapter.first_layer)?;
-            for (member, own) in micro.members.iter().zip(read(adapter, &hidden, &batch)?) {
+            let trunk = model.decoder.trunk(&micro.batch(), adapter.first_layer)?;
+            let ends = micro.ends(Some(adapter));
+            let (hidden, tape) = model.decoder.hidden_taped(&trunk, &ends, adapter.first_layer)?;
+            for (member, own) in micro.members.iter().zip(read(adapter, &hidden)?) {
                 scores[*member] = own;
             }
             // An example's slopes depend on no other's scores, which may still be unknown.
             let (_, dscores) = judge_scores((examples, draws), &scores, center);
             let own: Vec<&[f32]> = micro.members.iter().map(|member| &dscores[*member][..]).collect();
-            backward(model, adapter, (micro, &tape), &own.concat(), gradient)
+            backward(model, adapter, (&tape, &own.concat()), gradient)
         })?;
     }
     let (agreement, _) = judge_scores((examples, draws), &scores, center);
@@ -348,19 +346,14 @@ pub(super) fn pass(
 fn backward(
     model: &Model,
     adapter: &Adapter,
-    (micro, tape): (&MicroBatch, &Tape),
-    dscores: &[f32],
+    (tape, dscores): (&Tape, &[f32]),
     gradient: &mut AdapterGradient,
 ) -> Result<(), Error> {
     let hidden = tape.hidden();
     let heads = adapter.heads_beside(hidden)?.ok_or(Error::NoScoreHead)?;
-    let rows = Tensor::new(micro.last_rows(), hidden.device())?;
-    let last = hidden.index_select(&rows, 0)?.to_dtype(DType::F32)?;
-    let dscores = Tensor::new(dscores, hidden.device())?.reshape((micro.members.len(), heads.dim(0)?))?;
-    gradient.add_score(dscores.t()?.matmul(&last)?)?;
-    let dlast = dscores.matmul(&heads)?.to_dtype(hidden.dtype())?;
-    let dhidden = hidden.zeros_like()?.index_add(&rows, &dlast, 0)?;
-    model.decoder.backward(tape, &dhidden, gradient)?;
+    let dscores = Tensor::new(dscores, hidden.device())?.reshape((hidden.dim(0)?, heads.dim(0)?))?;
+    gradient.add_score(dscores.t()?.matmul(&hidden.to_dtype(DType::F32)?)?)?;
+    model.decoder.backward(tape, &dscores.matmul(&heads)?.to_dtype(hidden.dtype())?, gradient)?;
     Ok(())
 }
 

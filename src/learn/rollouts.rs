@@ -203,7 +203,7 @@ impl Practice<'_> {
         layers: &BTreeSet<usize>,
     ) -> Result<Part, Error> {
         let (decoder, temperature) = (&self.model().decoder, self.config.temperature);
-        let batch = micro.batch(None);
+        let batch = micro.batch();
         let mut trunks = Trunks::new();
         let mut last = (decoder.trunk(&batch, 0)?, 0);
         for layer in layers {

@@ -169,28 +169,29 @@ impl MicroBatch {
         self.grouped.len()
     }
 
-    /// The rows for the decoder, under one adapter or none.
-    pub fn batch(&self, adapter: Option<&Arc<Adapter>>) -> Batch {
-        Batch::of(self.sequences.iter().map(|sequence| &sequence.tokens[..]), adapter)
+    /// The rows for the decoder, by the base alone.
+    pub fn batch(&self) -> Batch {
+        Batch::of(self.tokens(), None)
     }
 
-    /// The hidden states that decide the answers' tokens: `[targets, hidden]` of `[rows, hidden]`.
-    pub fn answered(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        hidden.index_select(&Tensor::new(self.rows.as_slice(), hidden.device())?, 0)
+    /// The rows for the decoder, under one adapter or none. The hidden states that decide the answers' tokens are wanted,
+    /// `[targets, hidden]`.
+    pub fn answers(&self, adapter: Option<&Arc<Adapter>>) -> Batch {
+        Batch::of(self.tokens(), adapter).wanting(self.rows.clone())
     }
 
-    /// The other way: a gradient of `[targets, hidden]` in its rows of `[rows, hidden]`, zeros elsewhere.
-    pub fn scatter(&self, danswered: &Tensor) -> candle_core::Result<Tensor> {
-        let zeros = Tensor::zeros((self.rows(), danswered.dim(1)?), danswered.dtype(), danswered.device())?;
-        zeros.index_add(&Tensor::new(self.rows.as_slice(), danswered.device())?, danswered, 0)
+    /// The same where the hidden state at the end of each sequence is wanted, `[sequences, hidden]`.
+    pub fn ends(&self, adapter: Option<&Arc<Adapter>>) -> Batch {
+        let batch = Batch::of(self.tokens(), adapter);
+        let ends = batch.last_rows();
+        batch.wanting(ends)
     }
 
-    /// Row of the last token of each sequence.
-    pub fn last_rows(&self) -> Vec<u32> {
-        self.batch(None).last_rows()
+    fn tokens(&self) -> impl Iterator<Item = &[u32]> {
+        self.sequences.iter().map(|sequence| &sequence.tokens[..])
     }
 
-    /// The other way: an element for each sequence becomes one for each of its targets.
+    /// An element for each sequence becomes one for each of its targets.
     pub fn spread(&self, values: &[f32]) -> Vec<f32> {
         let each = values.iter().zip(&self.lengths);
         each.flat_map(|(value, length)| std::iter::repeat_n(*value, *length)).collect()

@@ -11,14 +11,16 @@ use rayon::prelude::*;
 
 use super::{
     attention::attend_backward,
-    decoder::{Batch, Decoder, Places},
+    batch::Batch,
+    decoder::{Decoder, Places},
     device::on_slices,
     linear::Linear,
     lora::{Adapter, Target},
     ops::{rms_norm_backward, swiglu_backward, tensors::product},
 };
 
-/// What one layer keeps of its forward pass; rows as in the batch.
+/// What one layer keeps of its forward pass; rows as in the batch, from the attention's output on only the wanted ones in
+/// the last layer.
 #[derive(Debug)]
 pub(crate) struct LayerTape {
     pub(crate) x: Tensor,
@@ -43,13 +45,14 @@ pub(crate) struct LayerTape {
 pub struct Tape {
     pub(crate) first_layer: usize,
     pub(crate) parts: Vec<PartTape>,
-    /// The hidden states after the last norm, `[rows, hidden]`.
+    /// The hidden states after the last norm, `[wanted, hidden]`.
     pub(crate) hidden: Tensor,
 }
 
 /// The tape of some whole sequences of the batch.
 #[derive(Debug)]
 pub(crate) struct PartTape {
+    /// Its wanted rows among those of the whole batch.
     pub(crate) rows: Range<usize>,
     pub(crate) batch: Batch,
     pub(crate) layers: Vec<LayerTape>,
@@ -69,7 +72,7 @@ pub struct AdapterGradient {
 }
 
 impl Tape {
-    /// The hidden states that the pass ended with, `[rows, hidden]`.
+    /// The hidden states that the pass ended with, `[wanted, hidden]`.
     pub fn hidden(&self) -> &Tensor {
         &self.hidden
     }
@@ -194,6 +197,12 @@ impl LayerPass<'_> {
         let dmiddle = rms_norm_backward(&dmlp, &kept.middle, &layer.mlp_norm, epsilon, Some(dy))?;
 
         let dattention = self.linears(&[Target::Output], &dmiddle, &kept.attention)?;
+        let wanted = places.wanted.as_ref().filter(|_| self.layer + 1 == decoder.layers.len());
+        let rows = kept.x.dim(0)?;
+        let (dattention, dmiddle) = match wanted {
+            Some(wanted) => (wanted.scatter(&dattention, rows)?, wanted.scatter(&dmiddle, rows)?),
+            None => (dattention, dmiddle),
+        };
         let heads = decoder.architecture.attention();
         let qkv = (&kept.q, &kept.k, &kept.v);
         let (dq, dk, dv) = match &places.reach {

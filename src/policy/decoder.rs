@@ -6,17 +6,18 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
     architecture::Architecture,
     attention::{Past, Reach, Span, attend, blocks_of},
     backward::{LayerTape, PartTape, Tape},
+    batch::{Adapted, Batch},
     device::{Placement, on_slices, product_rate},
     kv::KvCache,
     linear::Linear,
-    lora::{Adapter, Target},
+    lora::Target,
     ops::{read, rms_norm, sum, swiglu},
     rope::{Angles, Rope},
 };
@@ -47,80 +48,6 @@ pub struct Decoder {
     pub(crate) rope: Rope,
 }
 
-/// Rows below which a thread of its own costs more than it saves: every thread unpacks the weights once more.
-const LEAST_ROWS: usize = 128;
-
-/// The rows of one step.
-#[derive(Debug, Clone, Default)]
-pub struct Batch {
-    /// `[rows]`.
-    pub tokens: Vec<u32>,
-    pub spans: Vec<Span>,
-    /// Which rows an adapter changes, ascending and disjoint; rows in no range see the base alone.
-    pub adapted: Vec<(Range<usize>, Arc<Adapter>)>,
-}
-
-impl Batch {
-    /// Appends `tokens` as the next places of one sequence.
-    pub fn push(&mut self, tokens: &[u32], position: usize, adapter: Option<&Arc<Adapter>>) {
-        let start = self.tokens.len();
-        self.tokens.extend_from_slice(tokens);
-        self.spans.push(Span { start, len: tokens.len(), position });
-        let Some(adapter) = adapter else { return };
-        match self.adapted.last_mut() {
-            Some((rows, last)) if rows.end == start && Arc::ptr_eq(last, adapter) => {
-                rows.end = self.tokens.len()
-            }
-            _ => self.adapted.push((start..self.tokens.len(), Arc::clone(adapter))),
-        }
-    }
-
-    /// Whole sequences under one adapter, for training and scoring.
-    pub fn of<'a>(sequences: impl IntoIterator<Item = &'a [u32]>, adapter: Option<&Arc<Adapter>>) -> Self {
-        let mut batch = Self::default();
-        for tokens in sequences {
-            batch.push(tokens, 0, adapter);
-        }
-        batch
-    }
-
-    /// At most so many batches of whole sequences, each with its rows here and about as many as the others.
-    pub(crate) fn parts(&self, most: usize) -> Vec<(Range<usize>, Self)> {
-        let rows = self.tokens.len();
-        let most = most.min(rows / LEAST_ROWS).max(1);
-        let mut parts: Vec<(Range<usize>, Self)> = Vec::new();
-        for span in &self.spans {
-            let full = parts.last().is_none_or(|(part, _)| part.end * most >= parts.len() * rows);
-            if full {
-                parts.push((span.start..span.start, Self::default()));
-            }
-            let Some((part, batch)) = parts.last_mut() else { continue };
-            let end = span.start + span.len;
-            batch.tokens.extend_from_slice(&self.tokens[span.start..end]);
-            batch.spans.push(Span { start: span.start - part.start, ..*span });
-            part.end = end;
-        }
-        for (rows, part) in &mut parts {
-            for (adapted, adapter) in &self.adapted {
-                let (from, to) = (adapted.start.max(rows.start), adapted.end.min(rows.end));
-                if from < to {
-                    part.adapted.push((from - rows.start..to - rows.start, Arc::clone(adapter)));
-                }
-            }
-        }
-        parts
-    }
-
-    /// Row of the last token of each sequence.
-    pub fn last_rows(&self) -> Vec<u32> {
-        self.spans.iter().map(|span| (span.start + span.len - 1) as u32).collect()
-    }
-
-    pub(crate) fn positions(&self) -> Vec<usize> {
-        self.spans.iter().flat_map(|span| span.position..span.position + span.len).collect()
-    }
-}
-
 /// Where attention finds earlier places, and what is remembered of the pass.
 pub(crate) enum Memory<'a, 'b> {
     /// Sequences start at their first row; nothing is kept.
@@ -137,10 +64,35 @@ pub(crate) struct Places {
     pub(crate) angles: Angles,
     /// Where attention is made of tensor operations.
     pub(crate) reach: Option<Reach>,
+    /// The rows that the last layer goes on with after its attention, if not with all.
+    pub(crate) wanted: Option<Wanted>,
+}
+
+/// Some rows of a batch.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// `[wanted]`.
+    rows: Tensor,
+    /// Counted among them.
+    adapted: Adapted,
+}
+
+impl Wanted {
+    fn of(batch: &Batch, device: &Device) -> Result<Option<Self>> {
+        let Some(rows) = &batch.wanted else { return Ok(None) };
+        let adapted = batch.adapted.iter();
+        let adapted = adapted.map(|(rows, adapter)| (batch.wanted_of(rows), Arc::clone(adapter)));
+        Ok(Some(Self { rows: Tensor::new(rows.as_slice(), device)?, adapted: adapted.collect() }))
+    }
+
+    /// Of `[wanted, columns]` what it is in its rows of `[rows, columns]`, zeros elsewhere.
+    pub(crate) fn scatter(&self, x: &Tensor, rows: usize) -> Result<Tensor> {
+        Tensor::zeros((rows, x.dim(1)?), x.dtype(), x.device())?.index_add(&self.rows, x, 0)
+    }
 }
 
 impl Decoder {
-    /// One step of serving: the hidden states after the last norm, `[rows, hidden]`. Each span extends its cache.
+    /// One step of serving: the hidden states after the last norm, `[wanted, hidden]`. Each span extends its cache.
     pub fn step(&self, batch: &Batch, caches: &mut [&mut KvCache]) -> Result<Tensor> {
         let x = self.embed(&batch.tokens)?;
         let x = self.layers(x, batch, 0..self.layers.len(), &mut Memory::Caches(caches))?;
@@ -150,7 +102,7 @@ impl Decoder {
         self.normed(&x)
     }
 
-    /// The hidden states after the last norm of whole sequences, `[rows, hidden]`.
+    /// The hidden states after the last norm of whole sequences, `[wanted, hidden]`.
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
         let trunk = self.trunk(batch, 0)?;
         self.hidden_from(&trunk, batch, 0)
@@ -163,7 +115,7 @@ impl Decoder {
 
     /// [`Decoder::trunk`] of layer `layers.end` from that of layer `layers.start`.
     pub fn trunk_from(&self, x: &Tensor, batch: &Batch, layers: Range<usize>) -> Result<Tensor> {
-        let bare = Batch { adapted: Vec::new(), ..batch.clone() };
+        let bare = Batch { adapted: Vec::new(), wanted: None, ..batch.clone() };
         self.whole_sequences(x, &bare, layers)
     }
 
@@ -186,12 +138,12 @@ impl Decoder {
     }
 
     /// [`Decoder::hidden_from`] that keeps what the backward pass needs. One adapter covers all rows, from `layer` on.
-    pub fn hidden_taped(&self, trunk: &Tensor, batch: &Batch, layer: usize) -> Result<(Tensor, Tape)> {
-        let parts = batch.parts(self.threads()).into_par_iter().map(|(rows, batch)| {
+    pub fn hidden_taped(&self, trunk: &Tensor, whole: &Batch, layer: usize) -> Result<(Tensor, Tape)> {
+        let parts = whole.parts(self.threads()).into_par_iter().map(|(rows, batch)| {
             let mut layers = Vec::with_capacity(self.layers.len() - layer);
             let x = trunk.narrow(0, rows.start, rows.len())?;
             let last = self.layers(x, &batch, layer..self.layers.len(), &mut Memory::Tape(&mut layers))?;
-            Ok((self.normed(&last)?, PartTape { rows, batch, layers, last }))
+            Ok((self.normed(&last)?, PartTape { rows: whole.wanted_of(&rows), batch, layers, last }))
         });
         let (hidden, parts): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let hidden = Tensor::cat(&hidden, 0)?;
@@ -251,13 +203,13 @@ impl Decoder {
     /// What all layers of a pass need to know of its rows.
     pub(crate) fn places(&self, batch: &Batch, caches: Option<&[&mut KvCache]>) -> Result<Places> {
         let angles = self.rope.angles(&batch.positions());
-        if on_slices(&self.norm) {
-            return Ok(Places { angles, reach: None });
-        }
+        let reach = if on_slices(&self.norm) { None } else { Some(self.reach(batch, caches)?) };
+        Ok(Places { angles, reach, wanted: Wanted::of(batch, self.norm.device())? })
+    }
+
+    fn reach(&self, batch: &Batch, caches: Option<&[&mut KvCache]>) -> Result<Reach> {
         let (heads, device) = (self.architecture.attention(), self.norm.device());
-        let Some(caches) = caches else {
-            return Ok(Places { angles, reach: Some(Reach::fresh(&batch.spans, heads, device)?) });
-        };
+        let Some(caches) = caches else { return Reach::fresh(&batch.spans, heads, device) };
         let stored: Option<Vec<_>> = caches.iter().map(|cache| cache.stored()).collect();
         let stored = stored.unwrap_or_default();
         let Some((store, _)) =
@@ -266,8 +218,7 @@ impl Decoder {
             candle_core::bail!("the caches do not lie in one store on the decoder's device")
         };
         let location = |nth: usize, place: usize| stored[nth].1[place];
-        let reach = Reach::stored(&batch.spans, heads, store, &location)?;
-        Ok(Places { angles, reach: Some(reach) })
+        Reach::stored(&batch.spans, heads, store, &location)
     }
 
     fn layers(
@@ -298,9 +249,10 @@ impl Decoder {
     ) -> Result<Tensor> {
         let layer = &self.layers[index];
         let mut low_rank = Vec::new();
+        let wanted = places.wanted.as_ref().filter(|_| index + 1 == self.layers.len());
         let normed = rms_norm(&x, &layer.attention_norm, self.epsilon())?;
         let targets = [Target::Query, Target::Key, Target::Value];
-        let [q, k, v] = layer.project(targets, &normed, batch, index, &mut low_rank)?;
+        let [q, k, v] = layer.project(targets, &normed, &batch.adapted, index, &mut low_rank)?;
         let bare = layer.head_norms.is_some().then(|| (q.clone(), k.clone()));
         let (q, k) = match &layer.head_norms {
             Some([of_q, of_k]) => (self.head_norm(&q, of_q)?, self.head_norm(&k, of_k)?),
@@ -313,13 +265,19 @@ impl Decoder {
             (None, Memory::Caches(caches)) => self.attend_cached(index, (&q, &k, &v), batch, caches)?,
             (None, Memory::Nothing | Memory::Tape(_)) => self.attend_fresh((&q, &k, &v), batch)?,
         };
-        let [attended] = layer.project([Target::Output], &attention, batch, index, &mut low_rank)?;
-        let middle = sum(&x, &attended)?;
+        let (attention, residual, adapted) = match wanted {
+            Some(Wanted { rows, adapted }) => {
+                (attention.index_select(rows, 0)?, &x.index_select(rows, 0)?, adapted)
+            }
+            None => (attention, &x, &batch.adapted),
+        };
+        let [attended] = layer.project([Target::Output], &attention, adapted, index, &mut low_rank)?;
+        let middle = sum(residual, &attended)?;
         let mlp_normed = rms_norm(&middle, &layer.mlp_norm, self.epsilon())?;
         let [gate, up] =
-            layer.project([Target::Gate, Target::Up], &mlp_normed, batch, index, &mut low_rank)?;
+            layer.project([Target::Gate, Target::Up], &mlp_normed, adapted, index, &mut low_rank)?;
         let activated = swiglu(&gate, &up)?;
-        let [down] = layer.project([Target::Down], &activated, batch, index, &mut low_rank)?;
+        let [down] = layer.project([Target::Down], &activated, adapted, index, &mut low_rank)?;
         let out = sum(&middle, &down)?;
         if let Memory::Tape(tape) = memory {
             tape.push(LayerTape {
@@ -379,69 +337,4 @@ impl Decoder {
         let pasts: Vec<Past<'_>> = caches.iter().map(|cache| cache.past(layer, heads)).collect();
         attend(q, &batch.spans, &pasts, heads)
     }
-}
-
-impl Layer {
-    /// The products of some linears with one input, adapters applied; appends to `low_rank` what [`adapted`] returns.
-    fn project<const N: usize>(
-        &self,
-        targets: [Target; N],
-        x: &Tensor,
-        batch: &Batch,
-        layer: usize,
-        low_rank: &mut Vec<Option<Tensor>>,
-    ) -> Result<[Tensor; N]> {
-        let mut products = Linear::forward_all(targets.map(|target| &self.linears[target as usize]), x)?;
-        for (y, target) in products.iter_mut().zip(targets) {
-            if let Some(bias) = self.biases.as_ref().and_then(|biases| biases.get(target as usize)) {
-                *y = y.broadcast_add(bias)?;
-            }
-            let (changed, middle) = adapted(y, x, batch, layer, target)?;
-            *y = changed;
-            low_rank.push(middle);
-        }
-        Ok(products)
-    }
-}
-
-/// `y = x Wᵀ` with each adapter's `scale · (x Aᵀ) Bᵀ` added to its rows.
-///
-/// Returns the low-rank middle `scale · x Aᵀ` of the last adapter too, which the backward pass needs.
-fn adapted(
-    y: &Tensor,
-    x: &Tensor,
-    batch: &Batch,
-    layer: usize,
-    target: Target,
-) -> Result<(Tensor, Option<Tensor>)> {
-    let rows = y.dim(0)?;
-    let mut pieces: Vec<Tensor> = Vec::new();
-    let mut done = 0;
-    let mut inner = None;
-    for (range, adapter) in &batch.adapted {
-        let Some(pair) = adapter.pair(layer, target) else { continue };
-        let whole = range.len() == rows;
-        let (x, y_rows) = if whole {
-            (x.clone(), y.clone())
-        } else {
-            (x.narrow(0, range.start, range.len())?, y.narrow(0, range.start, range.len())?)
-        };
-        let [a, b] = pair.beside(&x)?;
-        let middle = (x.matmul(&a.t()?)? * adapter.scale())?;
-        let changed = sum(&y_rows, &middle.matmul(&b.t()?)?)?;
-        inner = Some(middle);
-        if range.start > done {
-            pieces.push(y.narrow(0, done, range.start - done)?);
-        }
-        done = range.end;
-        pieces.push(changed);
-    }
-    if pieces.is_empty() {
-        return Ok((y.clone(), inner));
-    }
-    if done < rows {
-        pieces.push(y.narrow(0, done, rows - done)?);
-    }
-    let y = if pieces.len() == 1 { pieces.swap_remove(0) } else { Tensor::cat(&pieces, 0)? };
-    Ok((y, inner))
 }

@@ -340,6 +340,7 @@ impl Loop {
         }
         let mut caches: Vec<KvCache> =
             order.iter().map(|index| std::mem::take(&mut self.running[*index].cache)).collect();
+        let batch = batch.wanting(ends);
         let hidden = self.model.decoder.step(&batch, &mut caches.iter_mut().collect::<Vec<_>>());
         for (index, cache) in order.iter().zip(caches) {
             self.running[*index].cache = cache;
@@ -348,11 +349,10 @@ impl Loop {
         for index in order {
             self.running[index].keep(&mut self.pool);
         }
-        if ends.is_empty() {
+        if ending.is_empty() {
             return Ok(());
         }
-        let ends = Tensor::new(ends, hidden.device())?;
-        let logits = self.model.decoder.logits(&hidden.index_select(&ends, 0)?)?;
+        let logits = self.model.decoder.logits(&hidden)?;
         self.sample(&ending, &logits)
     }
 

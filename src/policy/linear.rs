@@ -98,6 +98,15 @@ impl Linear {
         all.try_into().map_err(|_| candle_core::Error::Msg("as many products as matrices".to_owned()))
     }
 
+    /// The matrices if all of them are packed.
+    pub(crate) fn packed<const N: usize>(linears: [&Self; N]) -> Option<[&Packed; N]> {
+        let packed: Vec<&Packed> = linears
+            .into_iter()
+            .filter_map(|linear| if let Self::Packed(packed) = linear { Some(&**packed) } else { None })
+            .collect();
+        packed.try_into().ok()
+    }
+
     /// The gradient of [`Linear::forward`] with respect to its input, `dy W`.
     pub(crate) fn backward(&self, dy: &Tensor) -> Result<Tensor> {
         dy.matmul(&self.dense()?)

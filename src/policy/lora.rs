@@ -19,6 +19,7 @@ use super::{
     architecture::Architecture,
     device::Placement,
     ops::{add_scaled, for_each_row, read},
+    packed::Lanes,
 };
 
 /// The linears of one layer, in the order in which a token passes them.
@@ -62,11 +63,21 @@ pub struct Pair {
     pub b: Tensor,
     /// Both in the form of the activations, where those are not f32 on the CPU as the pair itself is.
     placed: OnceLock<[Tensor; 2]>,
+    lanes: OnceLock<[Lanes; 2]>,
 }
 
 impl Pair {
     fn new(a: Tensor, b: Tensor) -> Self {
-        Self { a, b, placed: OnceLock::new() }
+        Self { a, b, placed: OnceLock::new(), lanes: OnceLock::new() }
+    }
+
+    /// `scale · a` and `b` for products beside packed weights; brought into that order once, as the scale is the adapter's.
+    pub(crate) fn lanes(&self, scale: f64) -> candle_core::Result<&[Lanes; 2]> {
+        if let Some(lanes) = self.lanes.get() {
+            return Ok(lanes);
+        }
+        let lanes = [Lanes::new(&self.a, scale)?, Lanes::new(&self.b, 1.0)?];
+        Ok(self.lanes.get_or_init(|| lanes))
     }
 
     /// `a` and `b` for products with `x`; moved there once.

@@ -3,11 +3,15 @@
 //! Serving few streams is bound by how fast weights come from memory, so they are unpacked in registers, to the file's own
 //! values. Activations are not quantised: the products are those of the dequantised matrix to the rounding of f32.
 
+mod update;
+
 use candle_core::{Device, Result, Tensor};
 use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use self::update::Beside;
+pub(crate) use self::update::{Lanes, Update};
 use super::ops::read;
 
 /// Outputs that lie side by side, one in each lane: a register of AVX-512, two of AVX2, four of NEON.
@@ -151,25 +155,54 @@ impl Packed {
 
     /// `x Wᵀ` of each matrix, for one `x` of `[rows, in]`: `[rows, out]` each.
     pub(crate) fn products(matrices: &[&Self], x: &Tensor) -> Result<Vec<Tensor>> {
-        let (rows, input) = x.dims2()?;
+        Self::of_panels(matrices, &Panels::new(x)?, &[])
+    }
+
+    /// [`Packed::products`], to each of which the products of what is beside its weights are added.
+    fn of_panels(matrices: &[&Self], x: &Panels, beside: &[Vec<Beside<'_>>]) -> Result<Vec<Tensor>> {
+        let (rows, input) = (x.rows(), x.input);
         if let Some(matrix) = matrices.iter().find(|matrix| matrix.input != input) {
             candle_core::bail!("rows of {input} do not fit a matrix of {:?}", matrix.dims())
         }
         let mut products: Vec<Vec<f32>> =
             matrices.iter().map(|matrix| vec![0f32; rows * matrix.out]).collect();
-        let groups = groups(rows);
-        let panels = read(x, |x| interleaved(x, input, &groups))?;
-        let tiles = tiles(matrices, &mut products);
+        let tiles = tiles(matrices, &mut products, beside);
         let work: usize = matrices.iter().map(|matrix| matrix.out * input * rows).sum();
         if work < PARALLEL_WORK {
             for tile in tiles {
-                tile.fill(&panels, &groups);
+                tile.fill(x);
             }
         } else {
-            tiles.into_par_iter().for_each(|tile| tile.fill(&panels, &groups));
+            tiles.into_par_iter().for_each(|tile| tile.fill(x));
         }
         let tensors = products.into_iter().zip(matrices);
         tensors.map(|(y, matrix)| Tensor::from_vec(y, (rows, matrix.out), &Device::Cpu)).collect()
+    }
+}
+
+/// Rows in groups, those of each interleaved: what they have at the first input, then what they have at the second …
+struct Panels {
+    /// Rows of each group.
+    groups: Vec<usize>,
+    input: usize,
+    values: Vec<f32>,
+}
+
+impl Panels {
+    fn new(x: &Tensor) -> Result<Self> {
+        let (rows, input) = x.dims2()?;
+        let groups = groups(rows);
+        let values = read(x, |x| interleaved(x, input, &groups))?;
+        Ok(Self { groups, input, values })
+    }
+
+    fn rows(&self) -> usize {
+        self.groups.iter().sum()
+    }
+
+    /// Other columns of the same rows, interleaved in the same way.
+    fn alike(&self, x: &[f32]) -> Vec<f32> {
+        interleaved(x, x.len() / self.rows().max(1), &self.groups)
     }
 }
 
@@ -186,7 +219,6 @@ fn groups(rows: usize) -> Vec<usize> {
     groups
 }
 
-/// The rows of each group interleaved: what the rows have at the first input, then what they have at the second …
 fn interleaved(x: &[f32], input: usize, groups: &[usize]) -> Vec<f32> {
     let mut panels = vec![0f32; x.len()];
     let mut start = 0;
@@ -206,19 +238,33 @@ fn interleaved(x: &[f32], input: usize, groups: &[usize]) -> Vec<f32> {
 struct Tile<'a> {
     packed: &'a Packed,
     strips: &'a [u32],
+    beside: &'a [Beside<'a>],
+    /// The first column of its products.
+    column: usize,
     /// The strips' own piece of each row of the product.
     y: Vec<&'a mut [f32]>,
 }
 
 /// The products in parts for the threads.
-fn tiles<'a>(matrices: &[&'a Packed], products: &'a mut [Vec<f32>]) -> Vec<Tile<'a>> {
+fn tiles<'a>(
+    matrices: &[&'a Packed],
+    products: &'a mut [Vec<f32>],
+    beside: &'a [Vec<Beside<'a>>],
+) -> Vec<Tile<'a>> {
     let strips: usize = matrices.iter().map(|matrix| matrix.out.div_ceil(STRIP)).sum();
     let width = strips.div_ceil(rayon::current_num_threads() * PARTS_A_THREAD).max(1);
     let mut tiles = Vec::new();
-    for (packed, product) in matrices.iter().zip(products) {
+    for (nth, (packed, product)) in matrices.iter().zip(products).enumerate() {
         let first = tiles.len();
-        let parts = packed.vectors.chunks(width * packed.strip());
-        tiles.extend(parts.map(|strips| Tile { packed, strips, y: Vec::new() }));
+        let beside = beside.get(nth).map_or(&[][..], Vec::as_slice);
+        let parts = packed.vectors.chunks(width * packed.strip()).enumerate();
+        tiles.extend(parts.map(|(part, strips)| Tile {
+            packed,
+            strips,
+            beside,
+            column: part * width * STRIP,
+            y: Vec::new(),
+        }));
         for row in product.chunks_exact_mut(packed.out) {
             for (tile, piece) in tiles[first..].iter_mut().zip(row.chunks_mut(width * STRIP)) {
                 tile.y.push(piece);
@@ -228,32 +274,47 @@ fn tiles<'a>(matrices: &[&'a Packed], products: &'a mut [Vec<f32>]) -> Vec<Tile<
     tiles
 }
 
-impl Tile<'_> {
-    fn fill(mut self, panels: &[f32], groups: &[usize]) {
+impl<'a> Tile<'a> {
+    fn fill(mut self, x: &Panels) {
         let mut rest = self.y.as_mut_slice();
-        let mut panels = panels;
-        for size in groups {
+        let mut start = 0;
+        for size in &x.groups {
+            let rows = start..start + size;
+            let own = |beside: &'a Beside<'a>| {
+                let input = beside.b.input;
+                let middle = &beside.middle[rows.start * input..rows.end * input];
+                (&beside.b.values[self.column * input..], middle)
+            };
+            let beside: Vec<More<'_>> = self.beside.iter().map(own).collect();
             let (y, others) = rest.split_at_mut(*size);
-            let (x, further) = panels.split_at(size * self.packed.input);
             let (strips, packed) = (self.strips, self.packed);
+            let x = &x.values[rows.start * packed.input..rows.end * packed.input];
             match packed.bits {
-                Bits::Four => dispatch::<4>(packed, strips, x, y),
-                Bits::Eight => dispatch::<8>(packed, strips, x, y),
+                Bits::Four => dispatch::<4>(packed, strips, (x, &beside), y),
+                Bits::Eight => dispatch::<8>(packed, strips, (x, &beside), y),
             }
-            (rest, panels) = (others, further);
+            (rest, start) = (others, rows.end);
         }
     }
 }
 
-fn dispatch<const BITS: usize>(packed: &Packed, strips: &[u32], x: &[f32], y: &mut [&mut [f32]]) {
+/// Lanes of the weights that stand beside some strips, and the interleaved rows that they are multiplied with.
+type More<'a> = (&'a [f32], &'a [f32]);
+
+fn dispatch<const BITS: usize>(
+    packed: &Packed,
+    strips: &[u32],
+    (x, beside): (&[f32], &[More<'_>]),
+    y: &mut [&mut [f32]],
+) {
     let arch = Arch::new();
     match y.len() {
-        1 => arch.dispatch(Products::<BITS, 1, 4> { packed, strips, x, y }),
-        2 => arch.dispatch(Products::<BITS, 2, 2> { packed, strips, x, y }),
-        4 => arch.dispatch(Products::<BITS, 4, 2> { packed, strips, x, y }),
-        8 => arch.dispatch(Products::<BITS, 8, 1> { packed, strips, x, y }),
-        16 => arch.dispatch(Products::<BITS, 16, 1> { packed, strips, x, y }),
-        _ => arch.dispatch(Products::<BITS, 24, 1> { packed, strips, x, y }),
+        1 => arch.dispatch(Products::<BITS, 1, 4> { packed, strips, x, beside, y }),
+        2 => arch.dispatch(Products::<BITS, 2, 2> { packed, strips, x, beside, y }),
+        4 => arch.dispatch(Products::<BITS, 4, 2> { packed, strips, x, beside, y }),
+        8 => arch.dispatch(Products::<BITS, 8, 1> { packed, strips, x, beside, y }),
+        16 => arch.dispatch(Products::<BITS, 16, 1> { packed, strips, x, beside, y }),
+        _ => arch.dispatch(Products::<BITS, 24, 1> { packed, strips, x, beside, y }),
     }
 }
 
@@ -276,6 +337,7 @@ struct Products<'a, 'b, const BITS: usize, const R: usize, const N: usize> {
     packed: &'a Packed,
     strips: &'a [u32],
     x: &'a [f32],
+    beside: &'a [More<'a>],
     y: &'a mut [&'b mut [f32]],
 }
 
@@ -284,16 +346,16 @@ impl<const BITS: usize, const R: usize, const N: usize> WithSimd for Products<'_
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { packed, strips, x, y } = self;
+        let Self { packed, strips, x, beside, y } = self;
         let together = strips.chunks_exact(N * packed.strip());
         let rest = together.remainder();
         let mut at = 0;
         for strips in together {
-            Self::strips::<S, N>(simd, packed, strips, (x, &mut *y, at));
+            Self::strips::<S, N>(simd, packed, strips, (x, beside), (&mut *y, at));
             at += N * STRIP;
         }
         for strip in rest.chunks_exact(packed.strip()) {
-            Self::strips::<S, 1>(simd, packed, strip, (x, &mut *y, at));
+            Self::strips::<S, 1>(simd, packed, strip, (x, beside), (&mut *y, at));
             at += STRIP;
         }
     }
@@ -306,7 +368,8 @@ impl<const BITS: usize, const R: usize, const N: usize> Products<'_, '_, BITS, R
         simd: S,
         packed: &Packed,
         strips: &[u32],
-        (x, y, at): (&[f32], &mut [&mut [f32]], usize),
+        (x, beside): (&[f32], &[More<'_>]),
+        (y, at): (&mut [&mut [f32]], usize),
     ) {
         let registers = registers::<S>();
         // Loops, not closures: those are compiled by themselves, for no wide vectors.
@@ -332,6 +395,18 @@ impl<const BITS: usize, const R: usize, const N: usize> Products<'_, '_, BITS, R
                             for (sum, x) in sums.iter_mut().zip(x) {
                                 *sum = simd.mul_add_e_f32s(weights, simd.splat_f32s(*x), *sum);
                             }
+                        }
+                    }
+                }
+            }
+            for (lanes, x) in beside {
+                let inputs = x.len() / R;
+                for (input, x) in x.chunks_exact(R).enumerate() {
+                    for (nth, sums) in sums.iter_mut().enumerate() {
+                        let start = (at + nth * STRIP) * inputs + input * STRIP;
+                        let weights = S::as_simd_f32s(&lanes[start..start + STRIP]).0[register];
+                        for (sum, x) in sums.iter_mut().zip(x) {
+                            *sum = simd.mul_add_e_f32s(weights, simd.splat_f32s(*x), *sum);
                         }
                     }
                 }

@@ -5,7 +5,7 @@ mod tensors;
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
@@ -124,6 +124,53 @@ fn loss(decoder: &Decoder, adapter: &Arc<Adapter>) -> (f64, Vec<Vec<f32>>) {
     let mut gradient = AdapterGradient::default();
     decoder.backward(&tape, &out.backward(&weights).unwrap().unwrap(), &mut gradient).unwrap();
     (loss, gradient.flatten(adapter).unwrap())
+}
+
+#[test]
+fn what_is_not_wanted_is_left_out_and_changes_nothing() {
+    let decoder = decoder();
+    let (one, two) = (trained(&decoder, 0), trained(&decoder, 1));
+    let mut mixed = Batch::default();
+    for adapter in [None, Some(&one), Some(&two), None] {
+        mixed.push(&TOKENS[..5], 0, adapter);
+    }
+    let all = rows(&decoder.hidden(&mixed).unwrap());
+    for wanted in [vec![], vec![3], vec![0, 4, 5, 11, 12, 19], (0..20).collect()] {
+        let expected: Vec<Vec<f32>> = wanted.iter().map(|row| all[*row as usize].clone()).collect();
+        let batch = mixed.clone().wanting(wanted);
+        let mut caches: Vec<KvCache> = (0..4).map(|_| KvCache::of(&decoder, 64).unwrap()).collect();
+        let stepped = decoder.step(&batch, &mut caches.iter_mut().collect::<Vec<_>>()).unwrap();
+        for found in [decoder.hidden(&batch).unwrap(), stepped] {
+            assert_eq!(found.dims(), [expected.len(), decoder.architecture.hidden]);
+            for (found, expected) in rows(&found).iter().zip(&expected) {
+                check_close(found, expected, 1e-4);
+            }
+        }
+    }
+
+    let batch = Batch::of([&TOKENS[..5], &TOKENS[2..], &TOKENS[..3]], Some(&two));
+    let trunk = decoder.trunk(&batch, 1).unwrap();
+    let backward = |wanted: &[u32], dhidden: Tensor| {
+        let batch = batch.clone().wanting(wanted.to_vec());
+        let (_, tape) = decoder.hidden_taped(&trunk, &batch, 1).unwrap();
+        let mut gradient = AdapterGradient::default();
+        decoder.backward(&tape, &dhidden, &mut gradient).unwrap();
+        gradient.flatten(&two).unwrap()
+    };
+    // Nothing is wanted of the last sequence in the second case, and nothing at all in the third.
+    for wanted in [vec![1u32, 2, 7, batch.tokens.len() as u32 - 1], vec![0, 4, 6], vec![]] {
+        let shape = (wanted.len(), decoder.architecture.hidden);
+        let dwanted = Tensor::rand(-1f32, 1.0, shape, &candle_core::Device::Cpu).unwrap();
+        let dall =
+            Tensor::zeros((batch.tokens.len(), shape.1), DType::F32, &candle_core::Device::Cpu).unwrap();
+        let dall = dall
+            .index_add(&Tensor::new(wanted.as_slice(), &candle_core::Device::Cpu).unwrap(), &dwanted, 0)
+            .unwrap();
+        let every: Vec<u32> = (0..batch.tokens.len() as u32).collect();
+        for (found, expected) in backward(&wanted, dwanted).iter().zip(&backward(&every, dall)) {
+            check_close(found, expected, 1e-5);
+        }
+    }
 }
 
 #[test]

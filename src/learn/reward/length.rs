@@ -4,6 +4,8 @@
 //! to Go*, 2024). As length-controlled AlpacaEval does with a judge's verdicts (Dubois et al., 2024), a judgement's log-odds are
 //! taken as the score and an effect of the length, `γ · ln length`; γ is fitted first, and the score learns what is left.
 
+use std::borrow::Cow;
+
 use super::{Example, Sequence};
 
 /// Log-odds of a judgement by each unit of log-length.
@@ -75,18 +77,18 @@ fn mean_log_length(examples: &[Example]) -> f64 {
 }
 
 /// The examples with a share `control` of what length explains as their margin: 0 leaves all of it to the score, 1 nothing.
-pub(super) fn controlled(examples: &[Example], control: f64) -> Vec<Example> {
-    let mut examples = examples.to_vec();
+pub(super) fn controlled(examples: &[Example], control: f64) -> Cow<'_, [Example]> {
     if control == 0.0 {
-        return examples;
+        return Cow::Borrowed(examples);
     }
-    let effect = Effect::fit(&examples);
+    let effect = Effect::fit(examples);
+    let mut examples = examples.to_vec();
     for example in &mut examples {
         let explained = control * effect.slope * longer_by(example, effect.mean);
         let (Example::Comparison { margin, .. } | Example::Label { margin, .. }) = example;
         *margin -= explained;
     }
-    examples
+    Cow::Owned(examples)
 }
 
 /// How often the longer answer is the better one, or for single answers, the one above the mean length a good one; a half for

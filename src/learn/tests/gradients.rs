@@ -186,7 +186,7 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
         entropy: 0.0,
     };
     for micro in &out.micro {
-        let trunk = model.decoder.trunk(&micro.batch(None), 0).unwrap();
+        let trunk = model.decoder.trunk(&micro.batch(), 0).unwrap();
         let of = |adapter| logprobs(&model.decoder, micro, (&trunk, 0), adapter, 0.7).unwrap().logprobs;
         out.logprobs.extend(micro.by_sequence(&of(Some(adapter))));
         out.reference.extend(micro.by_sequence(&of(None)));

@@ -233,11 +233,11 @@ impl Sequence {
             return Ok(None);
         }
         let Some(adapter) = self.adapter() else { return Ok(Some(0.0)) };
+        let first = self.request.prompt.len() as u32 - 1;
+        let answered = first..first + answer.len() as u32;
         let mean = |adapter: Option<&Arc<_>>| {
-            let batch = Batch::of([&tokens[..tokens.len() - 1]], adapter);
-            let hidden = decoder.hidden(&batch)?;
-            let answered = hidden.narrow(0, self.request.prompt.len() - 1, answer.len())?;
-            let logprobs = decoder.token_logprobs(&answered, answer, 1.0, false)?.logprobs;
+            let batch = Batch::of([&tokens[..tokens.len() - 1]], adapter).wanting(answered.clone().collect());
+            let logprobs = decoder.token_logprobs(&decoder.hidden(&batch)?, answer, 1.0, false)?.logprobs;
             Ok::<f64, candle_core::Error>(
                 logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>() / logprobs.len() as f64,
             )
