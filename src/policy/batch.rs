@@ -48,6 +48,7 @@ impl Batch {
     }
 
     /// The same of which only some rows' hidden states are wanted.
+    #[must_use]
     pub fn wanting(self, rows: Vec<u32>) -> Self {
         let wanted = (rows.len() < self.tokens.len()).then_some(rows);
         Self { wanted, ..self }
