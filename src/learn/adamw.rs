@@ -37,14 +37,9 @@ pub struct AdamW {
 /// First and second moments of one list of parameters.
 pub type Moments = (Vec<f32>, Vec<f32>);
 
-/// The share of the learning rate at `step` of `steps`, counted from 0: it rises over the first tenth, and falls to 0 where
-/// the last step would be followed by another. Both are straight lines, as in `transformers`.
-pub fn schedule(step: usize, steps: usize) -> f64 {
-    let warmup = steps / 10;
-    if step < warmup {
-        return (step + 1) as f64 / (warmup + 1) as f64;
-    }
-    steps.saturating_sub(step) as f64 / (steps - warmup).max(1) as f64
+/// A linear warm-up: the share of the learning rate at `step`, counted from 0, of a warm-up of `steps`.
+pub fn warmup(step: usize, steps: usize) -> f64 {
+    if step >= steps { 1.0 } else { (step + 1) as f64 / (steps + 1) as f64 }
 }
 
 /// Scales all gradients together so that their norm is at most `most`; returns the norm that they had.

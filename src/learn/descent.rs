@@ -73,7 +73,7 @@ impl Descent<'_> {
                 watch.keep(step, &keep)?;
                 let mut gradient = AdapterGradient::default();
                 measures = pass(&trainee.adapter, chosen, &mut gradient)?;
-                trainee.step(&gradient, self.max_grad_norm, adamw::schedule(step, steps))?;
+                trainee.step(&gradient, self.max_grad_norm, adamw::warmup(step, steps / 10))?;
                 watch.progress(self.stage, (step + 1) as f64 / steps as f64, &measures);
             }
         }

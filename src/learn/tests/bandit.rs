@@ -198,8 +198,8 @@ fn ppo_stops_by_itself_where_the_reward_grows_with_the_length() {
     let (engine, watch) = (engine(&model), watching(4096));
     let start = brief(&model, &watch);
     let config = ppo::Config {
-        iterations: 12,
-        episodes: 64,
+        iterations: 10,
+        episodes: 32,
         learning_rate: 3e-3,
         value_learning_rate: 3e-3,
         response_length: 32,
@@ -235,7 +235,7 @@ fn ppo_stops_by_itself_where_the_reward_grows_with_the_length() {
     };
     let (stopped, length, score, _) = run(0.0);
     assert_eq!(stopped, 0.0, "an honest reward was stopped at {length} tokens");
-    assert!(score > 0.65, "half of the letters are good, and {score} of the answers have one");
+    assert!(score > 0.8, "{score}");
     let (stopped, length, ..) = run(0.2);
     assert_eq!(stopped, 1.0, "the answers grew to {length} tokens");
 }
