@@ -280,7 +280,7 @@ fn declines(answer: &str) -> bool {
 
 /// "Salt is …", "The seas are …", "Bread. It's …".
 fn opens_with_definition(answer: &str) -> bool {
-    let mut words = answer.split_whitespace().take(8).map(|word| word.to_lowercase().replace('’', "'"));
+    let mut words = answer.split_whitespace().take(4).map(|word| word.to_lowercase().replace('’', "'"));
     words.any(|word| matches!(word.as_str(), "is" | "are" | "it's" | "they're" | "that's"))
 }
 
