@@ -197,9 +197,8 @@ impl LayerPass<'_> {
         let dmiddle = rms_norm_backward(&dmlp, &kept.middle, &layer.mlp_norm, epsilon, Some(dy))?;
 
         let dattention = self.linears(&[Target::Output], &dmiddle, &kept.attention)?;
-        let wanted = places.wanted.as_ref().filter(|_| self.layer + 1 == decoder.layers.len());
         let rows = kept.x.dim(0)?;
-        let (dattention, dmiddle) = match wanted {
+        let (dattention, dmiddle) = match decoder.wanted_in(self.layer, places) {
             Some(wanted) => (wanted.scatter(&dattention, rows)?, wanted.scatter(&dmiddle, rows)?),
             None => (dattention, dmiddle),
         };

@@ -65,7 +65,7 @@ pub(crate) struct Places {
     /// Where attention is made of tensor operations.
     pub(crate) reach: Option<Reach>,
     /// The rows that the last layer goes on with after its attention, if not with all.
-    pub(crate) wanted: Option<Wanted>,
+    wanted: Option<Wanted>,
 }
 
 /// Some rows of a batch.
@@ -207,6 +207,11 @@ impl Decoder {
         Ok(Places { angles, reach, wanted: Wanted::of(batch, self.norm.device())? })
     }
 
+    /// The rows that a layer goes on with after its attention, if not with all.
+    pub(crate) fn wanted_in<'p>(&self, layer: usize, places: &'p Places) -> Option<&'p Wanted> {
+        places.wanted.as_ref().filter(|_| layer + 1 == self.layers.len())
+    }
+
     fn reach(&self, batch: &Batch, caches: Option<&[&mut KvCache]>) -> Result<Reach> {
         let (heads, device) = (self.architecture.attention(), self.norm.device());
         let Some(caches) = caches else { return Reach::fresh(&batch.spans, heads, device) };
@@ -249,7 +254,7 @@ impl Decoder {
     ) -> Result<Tensor> {
         let layer = &self.layers[index];
         let mut low_rank = Vec::new();
-        let wanted = places.wanted.as_ref().filter(|_| index + 1 == self.layers.len());
+        let wanted = self.wanted_in(index, places);
         let normed = rms_norm(&x, &layer.attention_norm, self.epsilon())?;
         let targets = [Target::Query, Target::Key, Target::Value];
         let [q, k, v] = layer.project(targets, &normed, &batch.adapted, index, &mut low_rank)?;
