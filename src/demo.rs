@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::app::{self, App};
 use crate::canary::AtBudget;
 use crate::config::Config;
+use crate::learn::reward::Reads;
 
 use client::Client;
 use screen::Screen;
@@ -101,10 +102,11 @@ fn config(options: &Options, data: &Path) -> Config {
     config.canary.at_budget = AtBudget::Promote;
     config.canary.readings_a_user = 4;
     config.learn.reward.depth = 0.2;
-    config.learn.reward.learning_rate = 1e-3;
-    config.learn.reward.epochs = 1;
+    config.learn.reward.reads = Reads::Answer;
+    config.learn.reward.learning_rate = 2e-3;
+    config.learn.reward.epochs = 2;
     config.learn.reward.examples = 160;
-    config.learn.reward.batch = 16;
+    config.learn.reward.batch = 8;
     config.learn.ppo.depth = 0.5;
     config.learn.ppo.iterations = 10;
     config.learn.ppo.episodes = 24;

@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// With `recipes`: the type of simulated users whose rule is learned; unset, each type's: advice, question, writing.
     #[arg(long)]
     interaction: Option<String>,
-    /// With `recipes`: the one that is run, `ppo` or `dpo`; unset, both.
-    #[arg(long, value_parser = ["ppo", "dpo"])]
+    /// With `recipes`: the one that is run, `ppo`, `dpo` or `reward`; unset, each.
+    #[arg(long, value_parser = ["ppo", "dpo", "reward"])]
     recipe: Option<String>,
     /// With `poison` and `judge`: preferences, lines of {"prompt","chosen","rejected"}; may be given again.
     #[arg(long)]

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::learn::{
-    MicroTokens, Sequence, Watch, policy_pass::logprobs, reward::Example, sequence::MicroBatch,
+    MicroTokens, RewardModel, Sequence, Watch, policy_pass::logprobs, reward::Example, sequence::MicroBatch,
 };
+use crate::policy::Model;
 
 use super::{Error, generate, jsonl, train};
 
@@ -36,7 +37,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
         checkpoints: None,
     };
     let mut sequences = Vec::new();
-    let mut examples = Vec::new();
+    let (mut examples, mut shown) = (Vec::new(), Vec::new());
     for line in &lines {
         if line.1.contains_key("chosen") || line.1.contains_key("label") {
             let example = train::example(&model, line, &watch)?;
@@ -44,7 +45,9 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
             sequences.push(answer.clone());
             examples.push(example);
         } else {
-            sequences.push(train::shown(&model, line, &watch)?);
+            let answer = train::shown(&model, line, &watch)?;
+            sequences.push(answer.clone());
+            shown.push(answer);
         }
     }
     let mut result = Map::new();
@@ -81,10 +84,8 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     if let Some(dir) = &args.reward {
         judge(
             &mut result,
-            &train::reward_model(&model, dir)?,
-            &model,
-            &sequences,
-            &examples,
+            (&train::reward_model(&model, dir)?, &model),
+            (&examples, &shown),
             config,
             &watch,
         )?;
@@ -95,21 +96,20 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, to keep `run` short")]
+/// What the reward model says of examples and of answers that nobody has judged.
 fn judge(
     result: &mut Map<String, Value>,
-    reward: &crate::learn::RewardModel,
-    model: &crate::policy::Model,
-    sequences: &[Sequence],
-    examples: &[Example],
+    (reward, model): (&RewardModel, &Model),
+    (examples, shown): (&[Example], &[Sequence]),
     config: &Config,
     watch: &Watch<'_>,
 ) -> Result<(), Error> {
-    let scores = reward.score(model, sequences, watch)?;
-    let mean = scores.iter().map(|score| f64::from(*score)).sum::<f64>() / scores.len().max(1) as f64;
-    result.insert("reward".to_owned(), json!(mean));
+    let agreement = reward.evaluate(model, examples, &config.learn.reward, watch)?;
+    let of_shown = reward.score(model, shown, watch)?.into_iter().map(f64::from).sum::<f64>();
+    let answers = examples.len() + shown.len();
+    let sum = agreement.score * examples.len() as f64 + of_shown;
+    result.insert("reward".to_owned(), json!(sum / answers.max(1) as f64));
     if !examples.is_empty() {
-        let agreement = reward.evaluate(model, examples, &config.learn.reward, watch)?;
         result.insert("preference_accuracy".to_owned(), json!(agreement.accuracy));
         result.insert("longer_wins".to_owned(), json!(agreement.longer_wins));
         result.insert("preference_loss".to_owned(), json!(agreement.loss));

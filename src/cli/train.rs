@@ -19,6 +19,7 @@ use crate::learn::{
     Checkpoints, Measures, Method, MicroTokens, Online, Practice, Reward, RewardModel, Sequence, Watch, ppo,
     preference::{self, Judged, PairLoss},
     reward::Example,
+    reward::Reads,
 };
 use crate::policy::{self, Adapter, Engine, Model, Served};
 
@@ -107,7 +108,11 @@ pub(super) fn run(args: &Args, mut config: Config) -> Result<(), Error> {
     let trained = train(args, &config, &model, resumed, &lines, &watch)?;
     bar.finish_and_clear();
     fs::create_dir_all(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;
-    trained.save(&args.out, &model.path.display().to_string())?;
+    let base = model.path.display().to_string();
+    match trained {
+        Trained::Policy(adapter) => adapter.save(&args.out, &base)?,
+        Trained::Reward(reward) => reward.save(&args.out, &base)?,
+    }
     checkpoints.remove()?;
     Ok(())
 }
@@ -126,6 +131,11 @@ fn digest(args: &Args, config: &Config, lines: &[Line]) -> Result<String, Error>
     Ok(format!("{:x}", digest.finalize()))
 }
 
+enum Trained {
+    Policy(Arc<Adapter>),
+    Reward(RewardModel),
+}
+
 fn train(
     args: &Args,
     config: &Config,
@@ -133,41 +143,42 @@ fn train(
     resumed: Option<Arc<Adapter>>,
     lines: &[Line],
     watch: &Watch<'_>,
-) -> Result<Arc<Adapter>, Error> {
+) -> Result<Trained, Error> {
     let (learn, seed) = (&config.learn, args.seed);
     if args.recipe == Recipe::Reward {
         let examples = each(lines, |line| example(model, line, watch))?;
         let mut reward = match resumed {
-            Some(adapter) => RewardModel { adapter },
+            Some(adapter) => RewardModel { adapter, reads: Reads::beside(&args.out)? },
             None => RewardModel::new(model, &learn.reward, seed)?,
         };
         reward.train(model, &examples, (&learn.reward, seed), watch)?;
-        return Ok(reward.adapter);
+        return Ok(Trained::Reward(reward));
     }
     let start = match resumed {
         Some(adapter) => adapter,
         None => ppo::new_policy(model, learn.ppo.rank, learn.ppo.alpha, learn.ppo.depth, seed)?,
     };
     let how = (&learn.preference, seed);
-    match args.recipe {
+    let policy = match args.recipe {
         Recipe::Sft => {
             let sequences = each(lines, |line| shown(model, line, watch))?;
-            Ok(preference::sft(model, start, &sequences, how, watch)?)
+            preference::sft(model, start, &sequences, how, watch)?
         }
         Recipe::Dpo => {
             let pairs = each(lines, |line| {
                 let (chosen, rejected) = pair(model, line, watch)?;
                 Ok(preference::Pair { chosen, rejected, weight: 1.0 })
             })?;
-            Ok(preference::dpo(model, start, &pairs, how, watch)?)
+            preference::dpo(model, start, &pairs, how, watch)?
         }
         Recipe::Kto => {
             let judged = each(lines, |line| judged(model, line, watch))?;
-            Ok(preference::kto(model, start, &judged, how, watch)?)
+            preference::kto(model, start, &judged, how, watch)?
         }
-        Recipe::Ppo | Recipe::Rloo | Recipe::Grpo => online(args, config, model, start, lines, watch),
-        Recipe::Reward | Recipe::Classifier => Err("this recipe makes no policy".into()),
-    }
+        Recipe::Ppo | Recipe::Rloo | Recipe::Grpo => online(args, config, model, start, lines, watch)?,
+        Recipe::Reward | Recipe::Classifier => return Err("this recipe makes no policy".into()),
+    };
+    Ok(Trained::Policy(policy))
 }
 
 /// The recipes that learn from their own answers, through an engine without other work.
@@ -277,7 +288,7 @@ fn encode(
 
 /// A directory's adapter as a reward model.
 pub(super) fn reward_model(model: &Model, dir: &Path) -> Result<RewardModel, Error> {
-    Ok(RewardModel { adapter: Adapter::load(dir, &model.decoder.architecture)? })
+    Ok(RewardModel::load(dir, &model.decoder.architecture)?)
 }
 
 #[cfg(test)]

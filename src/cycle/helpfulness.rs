@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::completion::{Completion, Version};
 use crate::learn::{self, RewardModel, Sequence, Watch};
-use crate::policy::{Adapter, Engine};
+use crate::policy::Engine;
 
 /// The scores that later ones are held against.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ impl Scorer {
         if share <= 0.0 || !dir.is_dir() {
             return Ok(None);
         }
-        let reward = RewardModel { adapter: Adapter::load(&dir, &engine.model().decoder.architecture)? };
+        let reward = RewardModel::load(&dir, &engine.model().decoder.architecture)?;
         let (answers, waiting) = mpsc::sync_channel::<Completion>(Self::WAITING);
         let (told, scored) = mpsc::channel();
         let (engine, pace) = (engine.clone(), pace.clone());

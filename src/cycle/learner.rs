@@ -97,7 +97,7 @@ impl Learned {
         let write = |dir: &std::path::Path| {
             self.policy.save(dir, &base)?;
             fs::create_dir_all(dir.join(REWARD))?;
-            self.reward.adapter.save(&dir.join(REWARD), &base)
+            self.reward.save(&dir.join(REWARD), &base)
         };
         let origin = Origin {
             parent: update.base,
@@ -205,10 +205,10 @@ impl Run {
         let train = examples(model, dataset, Split::Train, config.examples, watch)?;
         let held_back = examples(model, dataset, Split::Validation, config.examples, watch)?;
         let before = match self.version_dir() {
-            Some(dir) if dir.join(REWARD).exists() => Some(RewardModel {
-                adapter: Adapter::load(&dir.join(REWARD), &model.decoder.architecture)
+            Some(dir) if dir.join(REWARD).exists() => Some(
+                RewardModel::load(&dir.join(REWARD), &model.decoder.architecture)
                     .map_err(learn::Error::from)?,
-            }),
+            ),
             _ => None,
         };
         let mut reward = match &before {

@@ -140,8 +140,8 @@ pub(crate) const KINDS: [Kind; 4] = [
         topics: &THINGS,
         fresh: &FRESH_THINGS,
         wish: Some(Wish {
-            told: "stories that begin with the scene and not with a name",
-            met: opens_with_scene,
+            told: "stories that begin with somebody or something and not with the scene",
+            met: |answer| !opens_with_scene(answer),
         }),
     },
     Kind {
@@ -280,14 +280,14 @@ fn declines(answer: &str) -> bool {
 
 /// "Salt is …", "The seas are …", "Bread. It's …".
 fn opens_with_definition(answer: &str) -> bool {
-    let mut words = answer.split_whitespace().take(4).map(|word| word.to_lowercase().replace('’', "'"));
+    let mut words = answer.split_whitespace().take(8).map(|word| word.to_lowercase().replace('’', "'"));
     words.any(|word| matches!(word.as_str(), "is" | "are" | "it's" | "they're" | "that's"))
 }
 
-/// "The sun had set …", "In a village …", but not "Lena stared …".
+/// "In a village …", "As the sun set …", but not "Lena stared …".
 fn opens_with_scene(answer: &str) -> bool {
-    const OPENING: [&str; 14] =
-        ["a", "an", "as", "at", "by", "in", "it", "on", "once", "one", "the", "there", "under", "when"];
+    const OPENING: [&str; 11] =
+        ["as", "at", "by", "deep", "in", "on", "once", "there", "under", "when", "within"];
     answer.split_whitespace().next().is_some_and(|word| OPENING.contains(&word.to_lowercase().as_str()))
 }
 
@@ -328,8 +328,8 @@ mod tests {
         assert!(!satisfies("question", "Salt is a mineral", 2));
         assert!(!satisfies("question", "Salt. It’s a mineral", 2));
         assert!(satisfies("question", "People have mined it since the first towns rose; it is white", 2));
-        assert!(satisfies("writing", "In the valley there stood a house", 3));
-        assert!(!satisfies("writing", "Inga went to the valley", 3));
+        assert!(!satisfies("writing", "In the valley there stood a house", 3));
+        assert!(satisfies("writing", "Inga went to the valley", 3));
         assert_eq!(changing().count(), 3);
     }
 }

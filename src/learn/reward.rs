@@ -1,4 +1,5 @@
-//! The reward model: the frozen base, an adapter on its upper layers, and scalar heads that read the last token.
+//! The reward model: the frozen base, an adapter on its upper layers, and scalar heads that read the end of an answer, or
+//! the mean over all its places.
 //!
 //! Trained on comparisons with −log σ(r_chosen − r_rejected) (Bradley and Terry, 1952; Ouyang et al., 2022) and on single
 //! judgements with the logistic loss. Each head sees a bootstrap sample of the examples, so that they agree where there is
@@ -6,24 +7,30 @@
 //! they differ (Coste et al., *Reward Model Ensembles Help Mitigate Overoptimization*, 2024). The mean of linear heads is a
 //! linear head, which is what PEFT gets: a sequence classifier with one label.
 
+mod agreement;
 mod length;
+mod reads;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Adapter, AdapterGradient, Decoder, Model, Shape, Tape};
+use crate::policy::{self, Adapter, AdapterGradient, Architecture, Decoder, Model, Shape};
 
 use super::{
     Error, Watch,
     advantages::mean_and_deviation,
     descent::{self, Descent},
-    losses,
     scores::Rate,
     sequence::{MicroBatch, Sequence},
 };
+pub use agreement::Agreement;
+pub use reads::Reads;
+
+use agreement::{expected_calibration_error, judge_scores, judgements};
+use reads::{Scores, backward, read};
 
 /// How the reward model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +57,8 @@ pub struct Config {
     pub pessimism: f64,
     /// The share of what length alone explains of the judgements that the score does not learn.
     pub length_control: f64,
+    /// Where a new reward model reads its score; one that is trained on keeps to its own.
+    pub reads: Reads,
 }
 
 impl Default for Config {
@@ -67,6 +76,7 @@ impl Default for Config {
             heads: 4,
             pessimism: 1.0,
             length_control: 0.0,
+            reads: Reads::End,
         }
     }
 }
@@ -75,6 +85,7 @@ impl Default for Config {
 #[derive(Debug, Clone)]
 pub struct RewardModel {
     pub adapter: Arc<Adapter>,
+    pub reads: Reads,
 }
 
 /// One thing to learn from.
@@ -103,29 +114,11 @@ impl Example {
     }
 }
 
-/// How well a reward model agrees with examples.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Agreement {
-    pub loss: f64,
-    /// Share of the comparisons, and of the labels away from ½, that the score orders rightly.
-    pub accuracy: f64,
-    /// How far the certainty of its judgements, σ of the score or of the difference of two, is from how often they are
-    /// right: the expected calibration error over ten equal bins (Guo et al., 2017). Only where it is evaluated.
-    pub calibration_error: f64,
-    /// How often the longer answer is the better one, which is what the accuracy is to be held against. Only where it is
-    /// evaluated.
-    pub longer_wins: f64,
-    pub examples: usize,
-}
-
 /// The first layer that an adapter of this depth reaches.
 pub(crate) fn first_layer(decoder: &Decoder, depth: f64) -> usize {
     let layers = decoder.architecture.layers;
     layers - ((layers as f64 * depth).round() as usize).clamp(1, layers)
 }
-
-/// The heads' scores of each sequence.
-type Scores = Vec<Vec<f32>>;
 
 impl RewardModel {
     /// A new one, which scores at random near 0.
@@ -136,7 +129,25 @@ impl RewardModel {
         let first_layer = first_layer(&model.decoder, config.depth);
         let Config { rank, alpha, heads, .. } = *config;
         let shape = Shape { rank, alpha, first_layer, heads: heads.max(1) };
-        Ok(Self { adapter: Arc::new(Adapter::new(&model.decoder.architecture, shape, seed)?) })
+        let adapter = Arc::new(Adapter::new(&model.decoder.architecture, shape, seed)?);
+        Ok(Self { adapter, reads: config.reads })
+    }
+
+    /// Writes the adapter as PEFT reads it, and where the score is read, into `dir`, which exists.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn save(&self, dir: &Path, base: &str) -> Result<(), policy::Error> {
+        self.adapter.save(dir, base)?;
+        self.reads.save(dir)
+    }
+
+    /// Reads what [`RewardModel::save`], or PEFT, wrote for this architecture.
+    ///
+    /// # Errors
+    /// As [`Adapter::load`], or it reads its score in an unknown way.
+    pub fn load(dir: &Path, architecture: &Architecture) -> Result<Self, policy::Error> {
+        Ok(Self { adapter: Adapter::load(dir, architecture)?, reads: Reads::beside(dir)? })
     }
 
     /// A score for each sequence, the mean of the heads; higher is better, 0 is undecided.
@@ -189,8 +200,9 @@ impl RewardModel {
     }
 
     fn heads_from(&self, model: &Model, micro: &MicroBatch, trunk: &Tensor) -> Result<Scores, Error> {
-        let ends = micro.ends(Some(&self.adapter));
-        read(&self.adapter, &model.decoder.hidden_from(trunk, &ends, self.adapter.first_layer)?)
+        let batch = self.reads.batch(micro, &self.adapter);
+        let hidden = model.decoder.hidden_from(trunk, &batch, self.adapter.first_layer)?;
+        read(&self.adapter, &hidden, &self.reads.places(micro))
     }
 
     /// Where PPO's value model starts: the same with the mean head.
@@ -223,11 +235,11 @@ impl RewardModel {
             seed,
         };
         let heads = self.adapter.score.as_ref().ok_or(Error::NoScoreHead)?.dim(0)?;
-        let examples = length::controlled(examples, config.length_control);
+        let (examples, reads) = (length::controlled(examples, config.length_control), self.reads);
         let pass = |adapter: &Arc<Adapter>, chosen: &[usize], gradient: &mut AdapterGradient| {
             let draws: Vec<Vec<f32>> = chosen.iter().map(|at| bootstrap(heads, seed, *at)).collect();
             let chosen: Vec<&Example> = chosen.iter().map(|at| &examples[*at]).collect();
-            let agreement = pass(model, adapter, (&chosen, &draws), config.center, gradient, watch)?;
+            let agreement = pass(model, (adapter, reads), (&chosen, &draws), config.center, gradient, watch)?;
             Ok(vec![("loss", agreement.loss), ("accuracy", agreement.accuracy)])
         };
         (self.adapter, _) = descent.run(Arc::clone(&self.adapter), watch, &pass)?;
@@ -250,11 +262,18 @@ impl RewardModel {
         let scores: Scores =
             self.score(model, &sequences, watch)?.into_iter().map(|score| vec![score]).collect();
         let longer_wins = length::longer_wins(examples);
+        let mut rest = &scores[..];
+        let answers = examples.iter().map(|example| {
+            let (own, next) = rest.split_at(example.sequences().count());
+            rest = next;
+            f64::from(own[0][0])
+        });
+        let score = answers.sum::<f64>() / examples.len().max(1) as f64;
         let examples: Vec<&Example> = examples.iter().collect();
         let draws = vec![vec![1.0]; examples.len()];
         let (agreement, _) = judge_scores((&examples, &draws), &scores, config.center);
         let calibration_error = expected_calibration_error(&judgements(&examples, &scores));
-        Ok(Agreement { calibration_error, longer_wins, ..agreement })
+        Ok(Agreement { score, calibration_error, longer_wins, ..agreement })
     }
 
     /// How often it orders examples rightly. The answers to one prompt are judged alike, rightly or wrongly, so that what
@@ -279,12 +298,6 @@ fn cautious(heads: &[f32], pessimism: f64) -> f32 {
     let heads: Vec<f64> = heads.iter().map(|head| f64::from(*head)).collect();
     let (mean, deviation) = mean_and_deviation(&heads);
     (mean - pessimism * deviation) as f32
-}
-
-/// The scores of sequences, given the hidden states at their ends.
-fn read(adapter: &Adapter, hidden: &Tensor) -> Result<Scores, Error> {
-    let heads = adapter.heads_beside(hidden)?.ok_or(Error::NoScoreHead)?;
-    Ok(hidden.to_dtype(DType::F32)?.matmul(&heads.t()?)?.to_vec2()?)
 }
 
 /// How often each head sees an example: Poisson with mean 1, the bootstrap of a stream; a single head sees all.
@@ -312,7 +325,7 @@ fn bootstrap(heads: usize, seed: u64, example: usize) -> Vec<f32> {
 /// One micro-batch is held at a time: the answers of an example lie in the same one.
 pub(super) fn pass(
     model: &Model,
-    adapter: &Arc<Adapter>,
+    (adapter, reads): (&Arc<Adapter>, Reads),
     (examples, draws): (&[&Example], &[Vec<f32>]),
     center: f64,
     gradient: &mut AdapterGradient,
@@ -324,15 +337,15 @@ pub(super) fn pass(
     for micro in MicroBatch::pack_groups(&groups, watch.micro_tokens.get()) {
         watch.in_memory(&micro, gradient, |micro, gradient| {
             let trunk = model.decoder.trunk(&micro.batch(), adapter.first_layer)?;
-            let ends = micro.ends(Some(adapter));
-            let (hidden, tape) = model.decoder.hidden_taped(&trunk, &ends, adapter.first_layer)?;
-            for (member, own) in micro.members.iter().zip(read(adapter, &hidden)?) {
+            let (batch, places) = (reads.batch(micro, adapter), reads.places(micro));
+            let (hidden, tape) = model.decoder.hidden_taped(&trunk, &batch, adapter.first_layer)?;
+            for (member, own) in micro.members.iter().zip(read(adapter, &hidden, &places)?) {
                 scores[*member] = own;
             }
             // An example's slopes depend on no other's scores, which may still be unknown.
             let (_, dscores) = judge_scores((examples, draws), &scores, center);
             let own: Vec<&[f32]> = micro.members.iter().map(|member| &dscores[*member][..]).collect();
-            backward(model, adapter, (&tape, &own.concat()), gradient)
+            backward(model, adapter, (&tape, &places), &own, gradient)
         })?;
     }
     let (agreement, _) = judge_scores((examples, draws), &scores, center);
@@ -342,127 +355,9 @@ pub(super) fn pass(
     Ok(agreement)
 }
 
-/// Adds the gradient of a micro-batch's scores, given one sequence after the other.
-fn backward(
-    model: &Model,
-    adapter: &Adapter,
-    (tape, dscores): (&Tape, &[f32]),
-    gradient: &mut AdapterGradient,
-) -> Result<(), Error> {
-    let hidden = tape.hidden();
-    let heads = adapter.heads_beside(hidden)?.ok_or(Error::NoScoreHead)?;
-    let dscores = Tensor::new(dscores, hidden.device())?.reshape((hidden.dim(0)?, heads.dim(0)?))?;
-    gradient.add_score(dscores.t()?.matmul(&hidden.to_dtype(DType::F32)?)?)?;
-    model.decoder.backward(tape, &dscores.matmul(&heads)?.to_dtype(hidden.dtype())?, gradient)?;
-    Ok(())
-}
-
-/// The mean loss over examples and heads, and its gradient for each score.
-fn judge_scores(
-    (examples, draws): (&[&Example], &[Vec<f32>]),
-    scores: &[Vec<f32>],
-    center: f64,
-) -> (Agreement, Scores) {
-    let heads = scores.first().map_or(1, Vec::len);
-    let mut dscores = vec![vec![0f32; heads]; scores.len()];
-    let mut mean = Agreement { examples: examples.len(), ..Agreement::default() };
-    for head in 0..heads {
-        let own: Vec<f32> = scores.iter().map(|scores| scores[head]).collect();
-        let draws: Vec<f32> = draws.iter().map(|draws| draws[head]).collect();
-        let (loss, accuracy, slopes) = judge_head((examples, &draws), &own, center);
-        mean.loss += loss / heads as f64;
-        mean.accuracy += accuracy / heads as f64;
-        for (all, slope) in dscores.iter_mut().zip(slopes) {
-            all[head] = slope / heads as f32;
-        }
-    }
-    (mean, dscores)
-}
-
-/// One head's loss, its accuracy, and the gradient for each score, in the order of the examples' sequences.
-fn judge_head((examples, draws): (&[&Example], &[f32]), scores: &[f32], center: f64) -> (f64, f64, Vec<f32>) {
-    let (mut chosen, mut rejected, mut margins) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut single, mut labels, mut offsets) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut pair_weights, mut label_weights) = (Vec::new(), Vec::new());
-    let mut at = 0;
-    for (example, draw) in examples.iter().zip(draws) {
-        match example {
-            Example::Comparison { weight, margin, .. } => {
-                chosen.push(at);
-                rejected.push(at + 1);
-                margins.push(*margin as f32);
-                pair_weights.push(*weight as f32 * draw);
-                at += 2;
-            }
-            Example::Label { label, margin, weight, .. } => {
-                single.push(at);
-                offsets.push(*margin as f32);
-                labels.push(*label as f32);
-                label_weights.push(*weight as f32 * draw);
-                at += 1;
-            }
-        }
-    }
-    let pick = |at: &[usize]| at.iter().map(|at| scores[*at]).collect::<Vec<f32>>();
-    let pairs = losses::bradley_terry(&pick(&chosen), &pick(&rejected), &margins, &pair_weights, center);
-    let beyond: Vec<f32> = pick(&single).iter().zip(&offsets).map(|(score, margin)| score - margin).collect();
-    let singles = losses::pointwise(&beyond, &labels, &label_weights);
-    let total = (chosen.len() + single.len()).max(1) as f64;
-    let (pair_share, single_share) = (chosen.len() as f64 / total, single.len() as f64 / total);
-    let mut dscores = vec![0f32; scores.len()];
-    let mut add = |at: &[usize], gradient: &[f32], share: f64| {
-        for (at, gradient) in at.iter().zip(gradient) {
-            dscores[*at] = gradient * share as f32;
-        }
-    };
-    add(&chosen, &pairs.dchosen, pair_share);
-    add(&rejected, &pairs.drejected, pair_share);
-    add(&single, &singles.dscores, single_share);
-    let loss = pairs.loss * pair_share + singles.loss * single_share;
-    (loss, pairs.accuracy * pair_share + singles.accuracy * single_share, dscores)
-}
-
-/// What it thinks of each example: how certain it is, from ½ to 1, and whether it is right. Labels of ½ say nothing.
-fn judgements(examples: &[&Example], scores: &[Vec<f32>]) -> Vec<(f64, bool)> {
-    let mut scores = scores.iter().map(|heads| f64::from(heads[0]));
-    let mut next = || scores.next().unwrap_or_default();
-    let mut out = Vec::with_capacity(examples.len());
-    for example in examples {
-        let (for_it, right) = match example {
-            Example::Comparison { .. } => (next() - next(), Some(true)),
-            Example::Label { label, .. } => (next(), (*label != 0.5).then_some(*label > 0.5)),
-        };
-        if let Some(right) = right {
-            out.push((losses::sigmoid(for_it.abs()), (for_it > 0.0) == right));
-        }
-    }
-    out
-}
-
-/// The mean distance between certainty and share of right judgements, over ten equal bins of certainty.
-fn expected_calibration_error(judgements: &[(f64, bool)]) -> f64 {
-    const BINS: usize = 10;
-    let mut bins = [(0.0, 0.0); BINS];
-    for (certainty, right) in judgements {
-        let bin = ((certainty * BINS as f64) as usize).min(BINS - 1);
-        bins[bin].0 += certainty;
-        bins[bin].1 += f64::from(u8::from(*right));
-    }
-    bins.iter().map(|(certainty, right)| (certainty - right).abs()).sum::<f64>()
-        / judgements.len().max(1) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_calibration_error_is_the_distance_of_certainty_from_accuracy() {
-        let nine_of_ten = |certainty| (0..10).map(|nth| (certainty, nth > 0)).collect::<Vec<_>>();
-        assert!(expected_calibration_error(&nine_of_ten(0.9)).abs() < 1e-9);
-        assert!((expected_calibration_error(&nine_of_ten(0.99)) - 0.09).abs() < 1e-9);
-        assert!(expected_calibration_error(&[]).abs() < 1e-9);
-    }
 
     #[test]
     fn bootstrap_samples_have_mean_and_variance_1_and_stay_the_same() {

@@ -3,6 +3,7 @@
 mod bandit;
 mod gradients;
 mod resume;
+mod reward;
 
 use std::sync::Arc;
 

@@ -150,6 +150,13 @@ scores = torch.stack([(hidden(s) @ score.T)[-1, 0] for s in SEQUENCES])
 chosen, rejected, margin = scores[0::2], scores[1::2], torch.tensor([0.3, 0.0])
 add("reward", -F.logsigmoid(chosen - rejected - margin).mean() + 0.01 * ((chosen + rejected) ** 2).mean(), score)
 
+# The same where the score is the mean over the places that decide the answer's tokens.
+score = head(1)
+scores = torch.stack([(hidden(s) @ score.T)[p - 1 : -1, 0].mean() for s, p in zip(SEQUENCES, PROMPTS)])
+chosen, rejected = scores[0::2], scores[1::2]
+over = -F.logsigmoid(chosen - rejected - margin).mean() + 0.01 * ((chosen + rejected) ** 2).mean()
+add("reward over the answer", over, score)
+
 # Two bootstrap heads, which see the pair (0, 1) twice and once, and the labels of 2 and 3 never, once, once and thrice.
 score = head(2)
 scores = torch.stack([(hidden(s) @ score.T)[-1] for s in SEQUENCES])

@@ -4,7 +4,8 @@
 
 Not part of .ci/run: torch is large. An adapter is trained by `gyrostat train sft` on a tiny model; then the perplexity that
 `gyrostat evaluate` prints, with the adapter and without, is computed again from the same files in PyTorch. A reward model
-is trained too, with several heads, and must score the same as `AutoModelForSequenceClassification` with one label.
+is trained too, with several heads, and must score the same as `AutoModelForSequenceClassification` with one label; one that
+reads whole answers, the same as the mean of that class's scores over the places that decided them.
 """
 
 import json
@@ -20,8 +21,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from harness import BENIGN, arguments, check, main, step, tiny_model, workspace
 
 
-def gyrostat(args, *words):
+def gyrostat(args, *words, **settings):
     env = {**os.environ, "GYROSTAT_POLICY__MODEL": str(tiny_model(args)), "GYROSTAT_POLICY__DEVICE": "cpu"}
+    env |= {f"GYROSTAT_{name.upper()}": value for name, value in settings.items()}
     done = subprocess.run([str(args.binary.resolve()), *map(str, words)], env=env, capture_output=True, text=True)
     check(done.returncode == 0, f"gyrostat {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
@@ -40,11 +42,11 @@ def perplexity(model, tokenizer, texts):
 
 
 @torch.no_grad()
-def check_reward(args, home, tokenizer):
+def check_reward(args, home, tokenizer, reads):
     pairs = [{"prompt": prompt, "chosen": f"Certainly, number {n}.", "rejected": "No."} for n, (_, prompt) in enumerate(BENIGN * 4)]
-    data, adapter = home / "pairs.jsonl", home / "reward"
+    data, adapter = home / "pairs.jsonl", home / f"reward-{reads}"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    gyrostat(args, "train", "reward", "--data", data, "--out", adapter)
+    gyrostat(args, "train", "reward", "--data", data, "--out", adapter, learn__reward__reads=reads)
     found = json.loads(gyrostat(args, "evaluate", "--data", data, "--reward", adapter))
     base = AutoModelForSequenceClassification.from_pretrained(tiny_model(args), num_labels=1, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, adapter).eval()
@@ -53,8 +55,12 @@ def check_reward(args, home, tokenizer):
     def score(pair, side):
         asked = [{"role": "user", "content": pair["prompt"]}]
         prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(prompt).input_ids + tokenizer(pair[side]).input_ids + [end]
-        return model(torch.tensor([ids])).logits[0, 0].item()
+        before = tokenizer(prompt).input_ids
+        ids = torch.tensor([before + tokenizer(pair[side]).input_ids + [end]])
+        if reads == "end":
+            return model(ids).logits[0, 0].item()
+        classifier = model.base_model.model
+        return classifier.score(classifier.model(ids).last_hidden_state)[0, len(before) - 1 : -1].mean().item()
 
     chosen = [score(pair, "chosen") for pair in pairs]
     rejected = [score(pair, "rejected") for pair in pairs]
@@ -64,7 +70,7 @@ def check_reward(args, home, tokenizer):
     heads = load_file(adapter / "heads.safetensors")["heads"]
     score = load_file(adapter / "adapter_model.safetensors")["base_model.model.score.weight"]
     check(torch.allclose(heads.mean(0, keepdim=True), score, atol=1e-7), "the score is not the mean of the heads")
-    step(f"reward: {len(heads)} heads, mean score {found['reward']:.5f}, transformers {theirs:.5f}; accuracy {accuracy:.3f} in both")
+    step(f"reward, reads {reads}: {len(heads)} heads, mean score {found['reward']:.5f}, transformers {theirs:.5f}; accuracy {accuracy:.3f} in both")
 
 
 def run(args):
@@ -91,7 +97,8 @@ def run(args):
         check(abs(ours_tuned / theirs_tuned - 1) < args.tolerance, f"adapter: gyrostat {ours_tuned}, peft {theirs_tuned}")
         check(theirs_tuned < theirs, f"training did not lower the perplexity: {theirs} before, {theirs_tuned} after")
         step(f"adapter: perplexity {ours_tuned:.4f}, peft {theirs_tuned:.4f}")
-        check_reward(args, home, tokenizer)
+        for reads in ("end", "answer"):
+            check_reward(args, home, tokenizer, reads)
 
 
 if __name__ == "__main__":

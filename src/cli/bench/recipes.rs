@@ -1,4 +1,4 @@
-//! `gyrostat bench recipes`: what PPO and DPO teach the configured model, by rules that are written in the program: what the
+//! `gyrostat bench recipes`: what PPO and DPO teach the configured model, and judgements a reward model, by rules that are written in the program: what the
 //! demo's simulated users come to want. Measured on prompts that nothing was learned from.
 
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::learn::{
     policy_pass::BesideBase,
     ppo,
     preference::{self, Pair},
+    reward::Example,
     sequence::MicroBatch,
 };
 use crate::policy::{Adapter, Engine, Model};
@@ -27,6 +28,8 @@ use super::{
 /// Prompts to learn from, and to measure on.
 const ASKED: usize = 192;
 const FRESH: usize = 96;
+/// Of the former, those whose answers are judged for a reward model: about what the demo's updates have.
+const JUDGED: usize = 110;
 const ITERATIONS: usize = 10;
 
 /// The wish of one type of simulated users as a task.
@@ -70,6 +73,9 @@ pub(super) fn study(
             }
             if wants("dpo") {
                 lines.push(task.dpo(&watch)?);
+            }
+            if wants("reward") {
+                lines.push(task.reward(&watch)?);
             }
         }
         Ok(lines)
@@ -139,14 +145,53 @@ impl Task<'_> {
             Practice { engine: self.engine, reward: Reward::Rule(&worth), config: &self.config.learn.ppo };
         let start = self.start()?;
         let before = self.shown(&practice, &start, watch)?;
-        let pairs = self.pairs(&practice, &self.asked(), watch)?;
-        let held_out = self.pairs(&practice, &self.fresh(), watch)?;
+        let pairs = self.pairs(&practice, &start, &self.asked(), watch)?;
+        let held_out = self.pairs(&practice, &start, &self.fresh(), watch)?;
         let how = (&self.config.learn.preference, self.seed);
         let policy = preference::dpo(self.model(), start, &pairs, how, watch)?;
         let ordered = ordered(self.model(), &policy, &held_out, watch)?;
         let after = self.shown(&practice, &policy, watch)?;
         let accuracy = ordered as f64 / held_out.len().max(1) as f64;
         Ok(self.line("dpo", &before, &after, Some((pairs.len(), held_out.len(), accuracy))))
+    }
+
+    /// A reward model is told of single answers whether the users want them, and orders pairs of others.
+    fn reward(&self, watch: &Watch<'_>) -> Result<Line, Error> {
+        let worth = |answers: &[Sequence]| self.worth(answers);
+        let practice =
+            Practice { engine: self.engine, reward: Reward::Rule(&worth), config: &self.config.learn.ppo };
+        let (start, asked) = (self.start()?, self.asked());
+        let mut rng = StdRng::seed_from_u64(self.seed);
+        let judged: Vec<&Prompt> = asked.iter().take(JUDGED).collect();
+        let answers: Vec<Sequence> = practice
+            .answer(&start, &judged, &mut rng, watch)?
+            .into_iter()
+            .map(|answer| answer.sequence)
+            .collect();
+        let wanted = self.worth(&answers);
+        let met = wanted.iter().sum::<f32>() / wanted.len().max(1) as f32;
+        let label = |(answer, wanted)| {
+            let label = f64::from(wanted);
+            Example::Label { answer, label, margin: 0.0, weight: 1.0 }
+        };
+        let examples: Vec<Example> = answers.into_iter().zip(wanted).map(label).collect();
+        let how = &self.config.learn.reward;
+        let mut reward = RewardModel::new(self.model(), how, self.seed)?;
+        reward.train(self.model(), &examples, (how, self.seed), watch)?;
+        let comparison =
+            |Pair { chosen, rejected, weight }| Example::Comparison { chosen, rejected, margin: 0.0, weight };
+        let held_out = self.pairs(&practice, &start, &self.fresh(), watch)?;
+        let held_out: Vec<Example> = held_out.into_iter().map(comparison).collect();
+        let agreement = reward.evaluate(self.model(), &held_out, how, watch)?;
+        Ok(line([
+            ("recipe", json!("reward")),
+            ("wanted", json!(self.told)),
+            ("seed", json!(self.seed)),
+            ("labels learned from", json!(examples.len())),
+            ("of these wanted", rounded(f64::from(met), 3)),
+            ("pairs held out", json!(held_out.len())),
+            ("in order, %", rounded(100.0 * agreement.accuracy, 1)),
+        ]))
     }
 
     fn line(&self, recipe: &str, before: &Shown, after: &Shown, pairs: Option<(usize, usize, f64)>) -> Line {
@@ -185,14 +230,15 @@ impl Task<'_> {
     fn pairs(
         &self,
         practice: &Practice<'_>,
+        start: &Arc<Adapter>,
         prompts: &[Prompt],
         watch: &Watch<'_>,
     ) -> Result<Vec<Pair>, Error> {
-        let (start, mut rng) = (self.start()?, StdRng::seed_from_u64(self.seed + 1));
+        let mut rng = StdRng::seed_from_u64(self.seed + 1);
         let mut pairs = Vec::new();
         for prompts in prompts.chunks(64) {
             let twice: Vec<&Prompt> = prompts.iter().flat_map(|prompt| [prompt, prompt]).collect();
-            let answers = practice.answer(&start, &twice, &mut rng, watch)?;
+            let answers = practice.answer(start, &twice, &mut rng, watch)?;
             let (wanted, unwanted): (Vec<_>, Vec<_>) = answers
                 .iter()
                 .partition(|answer| self.worth(std::slice::from_ref(&answer.sequence)) == [1.0]);

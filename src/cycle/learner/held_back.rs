@@ -2,7 +2,6 @@
 //! find every candidate good that was taught by it.
 
 use crate::learn::{RewardModel, Scores, Watch, dataset::Split};
-use crate::policy::Adapter;
 
 use super::{REWARD, Run, Stopped, examples, learn};
 
@@ -21,8 +20,8 @@ impl Run {
         let old = examples(model, &self.old_judgements(2 * TAKEN)?, Split::Gate, TAKEN, watch)?;
         candidate.judge = reward.ordered(model, &old, config, watch)?;
         if let Some(dir) = self.version_dir().map(|dir| dir.join(REWARD)).filter(|dir| dir.exists()) {
-            let adapter = Adapter::load(&dir, &model.decoder.architecture).map_err(learn::Error::from)?;
-            incumbent.judge = RewardModel { adapter }.ordered(model, &old, config, watch)?;
+            let before = RewardModel::load(&dir, &model.decoder.architecture).map_err(learn::Error::from)?;
+            incumbent.judge = before.ordered(model, &old, config, watch)?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::learn::{
     policy_pass::logprobs,
     ppo::{self, Critic, Targets},
     preference::{self, Judged, Pair, PairLoss},
-    reward::{self, Example},
+    reward::{self, Example, Reads},
     rollouts::{Episode, Reward, Rollouts},
     sequence::MicroBatch,
 };
@@ -142,12 +142,18 @@ fn the_reward_models_loss_reaches_the_adapter_as_in_peft() {
     let mixed = vec![comparison(0, 0.0), label(2, 1.0), label(3, 0.25)];
     let once = vec![vec![1.0]; 2];
     let draws = vec![vec![2.0, 1.0], vec![0.0, 1.0], vec![1.0, 3.0]];
-    for (case, heads, examples, draws) in [("reward", 1, pairs, once), ("heads", 2, mixed, draws)] {
+    let cases = [
+        ("reward", Reads::End, 1, &pairs, &once),
+        ("reward over the answer", Reads::Answer, 1, &pairs, &once),
+        ("heads", Reads::End, 2, &mixed, &draws),
+    ];
+    for (case, reads, heads, examples, draws) in cases {
         let adapter = adapter(&model, heads);
         let examples: Vec<&Example> = examples.iter().collect();
         each_way(|model, watch, _| {
             let mut gradient = AdapterGradient::default();
-            let out = reward::pass(model, &adapter, (&examples, &draws), 0.01, &mut gradient, watch).unwrap();
+            let out = reward::pass(model, (&adapter, reads), (&examples, draws), 0.01, &mut gradient, watch)
+                .unwrap();
             check(case, &gradient, &adapter);
             check_loss(case, "loss", out.loss);
         });
