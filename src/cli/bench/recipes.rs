@@ -155,43 +155,46 @@ impl Task<'_> {
         Ok(self.line("dpo", &before, &after, Some((pairs.len(), held_out.len(), accuracy))))
     }
 
-    /// A reward model is told of single answers whether the users want them, and orders pairs of others.
+    /// A reward model is told of single answers whether the users want them, and puts others in order.
     fn reward(&self, watch: &Watch<'_>) -> Result<Line, Error> {
-        let worth = |answers: &[Sequence]| self.worth(answers);
-        let practice =
-            Practice { engine: self.engine, reward: Reward::Rule(&worth), config: &self.config.learn.ppo };
-        let (start, asked) = (self.start()?, self.asked());
+        let (asked, fresh) = (self.asked(), self.fresh());
         let mut rng = StdRng::seed_from_u64(self.seed);
-        let judged: Vec<&Prompt> = asked.iter().take(JUDGED).collect();
-        let answers: Vec<Sequence> = practice
-            .answer(&start, &judged, &mut rng, watch)?
-            .into_iter()
-            .map(|answer| answer.sequence)
-            .collect();
-        let wanted = self.worth(&answers);
-        let met = wanted.iter().sum::<f32>() / wanted.len().max(1) as f32;
-        let label = |(answer, wanted)| {
-            let label = f64::from(wanted);
+        let judged = self.answers(&asked.iter().take(JUDGED).collect::<Vec<_>>(), &mut rng, watch)?;
+        let twice: Vec<&Prompt> = fresh.iter().flat_map(|prompt| [prompt, prompt]).collect();
+        let held_out = self.answers(&twice, &mut rng, watch)?;
+        let wanted = self.worth(&judged);
+        let met = wanted.iter().map(|worth| f64::from(*worth)).sum::<f64>() / wanted.len().max(1) as f64;
+        let label = |(answer, worth)| {
+            let label = f64::from(worth);
             Example::Label { answer, label, margin: 0.0, weight: 1.0 }
         };
-        let examples: Vec<Example> = answers.into_iter().zip(wanted).map(label).collect();
+        let examples: Vec<Example> = judged.into_iter().zip(wanted).map(label).collect();
         let how = &self.config.learn.reward;
         let mut reward = RewardModel::new(self.model(), how, self.seed)?;
         reward.train(self.model(), &examples, (how, self.seed), watch)?;
-        let comparison =
-            |Pair { chosen, rejected, weight }| Example::Comparison { chosen, rejected, margin: 0.0, weight };
-        let held_out = self.pairs(&practice, &start, &self.fresh(), watch)?;
-        let held_out: Vec<Example> = held_out.into_iter().map(comparison).collect();
-        let agreement = reward.evaluate(self.model(), &held_out, how, watch)?;
+        let scores = reward.score(self.model(), &held_out, watch)?;
         Ok(line([
             ("recipe", json!("reward")),
             ("wanted", json!(self.told)),
             ("seed", json!(self.seed)),
-            ("labels learned from", json!(examples.len())),
-            ("of these wanted", rounded(f64::from(met), 3)),
-            ("pairs held out", json!(held_out.len())),
-            ("in order, %", rounded(100.0 * agreement.accuracy, 1)),
+            ("answers learned from", json!(examples.len())),
+            ("of these wanted", rounded(met, 3)),
+            ("answers held out", json!(held_out.len())),
+            ("pairs of them in order, %", rounded(100.0 * in_order(&scores, &self.worth(&held_out)), 1)),
         ]))
+    }
+
+    /// One answer of the model itself to each prompt.
+    fn answers(
+        &self,
+        prompts: &[&Prompt],
+        rng: &mut StdRng,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Sequence>, Error> {
+        let reward = Reward::Rule(&|_| Vec::new());
+        let practice = Practice { engine: self.engine, reward, config: &self.config.learn.ppo };
+        let answers = practice.answer(&self.start()?, prompts, rng, watch)?;
+        Ok(answers.into_iter().map(|answer| answer.sequence).collect())
     }
 
     fn line(&self, recipe: &str, before: &Shown, after: &Shown, pairs: Option<(usize, usize, f64)>) -> Line {
@@ -257,6 +260,19 @@ impl Task<'_> {
 
 fn prompt(asked: &Asked) -> Prompt {
     Prompt::Chat(vec![crate::completion::Message::user(asked.text.clone())])
+}
+
+/// Of all pairs of a wanted and an unwanted answer, the share in which the wanted one has the higher score: the area under the
+/// ROC curve. Half where there is no such pair.
+fn in_order(scores: &[f32], worth: &[f32]) -> f64 {
+    let of = |kind: f32| {
+        scores.iter().zip(worth).filter(move |(_, worth)| **worth == kind).map(|(score, _)| *score)
+    };
+    let won = of(1.0).map(|good| of(0.0).filter(|bad| good > *bad).count()).sum::<usize>();
+    match of(1.0).count() * of(0.0).count() {
+        0 => 0.5,
+        pairs => won as f64 / pairs as f64,
+    }
 }
 
 /// Pairs whose chosen answer has gained more over the model itself than the rejected one: TRL's `rewards/accuracies`.
