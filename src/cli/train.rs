@@ -18,8 +18,7 @@ use crate::config::Config;
 use crate::learn::{
     Checkpoints, Measures, Method, MicroTokens, Online, Practice, Reward, RewardModel, Sequence, Watch, ppo,
     preference::{self, Judged, PairLoss},
-    reward::Example,
-    reward::Reads,
+    reward::{Example, Reads},
 };
 use crate::policy::{self, Adapter, Engine, Model, Served};
 

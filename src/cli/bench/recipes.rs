@@ -1,5 +1,5 @@
-//! `gyrostat bench recipes`: what PPO and DPO teach the configured model, and judgements a reward model, by rules that are written in the program: what the
-//! demo's simulated users come to want. Measured on prompts that nothing was learned from.
+//! `gyrostat bench recipes`: what PPO and DPO teach the configured model, and judgements a reward model, by rules that are
+//! written in the program: what the demo's simulated users come to want. Measured on prompts that nothing was learned from.
 
 use std::sync::Arc;
 
@@ -157,11 +157,11 @@ impl Task<'_> {
 
     /// A reward model is told of single answers whether the users want them, and puts others in order.
     fn reward(&self, watch: &Watch<'_>) -> Result<Line, Error> {
-        let (asked, fresh) = (self.asked(), self.fresh());
+        let (start, asked, fresh) = (self.start()?, self.asked(), self.fresh());
         let mut rng = StdRng::seed_from_u64(self.seed);
-        let judged = self.answers(&asked.iter().take(JUDGED).collect::<Vec<_>>(), &mut rng, watch)?;
+        let judged = self.answers(&start, &asked.iter().take(JUDGED).collect::<Vec<_>>(), &mut rng, watch)?;
         let twice: Vec<&Prompt> = fresh.iter().flat_map(|prompt| [prompt, prompt]).collect();
-        let held_out = self.answers(&twice, &mut rng, watch)?;
+        let held_out = self.answers(&start, &twice, &mut rng, watch)?;
         let wanted = self.worth(&judged);
         let met = wanted.iter().map(|worth| f64::from(*worth)).sum::<f64>() / wanted.len().max(1) as f64;
         let label = |(answer, worth)| {
@@ -187,13 +187,14 @@ impl Task<'_> {
     /// One answer of the model itself to each prompt.
     fn answers(
         &self,
+        start: &Arc<Adapter>,
         prompts: &[&Prompt],
         rng: &mut StdRng,
         watch: &Watch<'_>,
     ) -> Result<Vec<Sequence>, Error> {
         let reward = Reward::Rule(&|_| Vec::new());
         let practice = Practice { engine: self.engine, reward, config: &self.config.learn.ppo };
-        let answers = practice.answer(&self.start()?, prompts, rng, watch)?;
+        let answers = practice.answer(start, prompts, rng, watch)?;
         Ok(answers.into_iter().map(|answer| answer.sequence).collect())
     }
 
