@@ -151,10 +151,17 @@ impl Cycle {
     /// # Errors
     /// The store cannot be read, or its detector state is damaged.
     pub fn new(parts: Parts) -> Result<(Self, Handle), Error> {
-        let (memory, cursor) = sense::restore(&parts)?;
+        let (mut memory, cursor) = sense::restore(&parts)?;
         let version = memory.version;
         let on_trial = trial::resume(&parts, memory.trial)?;
-        let monitor = Monitor::restore(parts.drift.clone(), memory.monitor)?;
+        let monitor = match Monitor::restore(parts.drift.clone(), memory.monitor) {
+            Err(fault @ drift::Error::State(_)) => {
+                warn!(%fault, "what an older program had learned of the traffic is not taken over; baselines are learned anew");
+                memory.circles = Circles::default();
+                Monitor::new(parts.drift.clone())?
+            }
+            restored => restored?,
+        };
         let shared = Arc::new(Shared::new(parts.clone(), monitor));
         let trial = on_trial.map(|(trial, update)| {
             shared.begin(update);

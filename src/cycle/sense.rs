@@ -115,7 +115,8 @@ fn digest(parts: &[&str]) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// What each circle has shown; the newest so many circles of each signal.
+/// What each circle has shown of each signal and type; the newest so many. Other types are not drawn upon: of what is rare
+/// in one and common in another no line tells, and a drift of one would be expected of the other.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(super) struct Circles {
     /// The oldest first.
@@ -147,14 +148,18 @@ impl Circles {
     /// What came before a reading from its circle.
     pub(super) fn before(&self, reading: &Reading) -> Kin {
         let circle = reading.circle.filter(|circle| !circle.begins);
-        let key = circle.map(|circle| (reading.signal.kind, circle.name));
-        key.and_then(|key| self.kin.get(&key)).copied().unwrap_or_default()
+        circle.and_then(|circle| self.kin.get(&Self::key(reading, circle))).copied().unwrap_or_default()
+    }
+
+    fn key(reading: &Reading, circle: Circle) -> (SignalKind, u64) {
+        let name = digest(&[reading.signal.interaction.as_str(), &circle.name.to_string()]);
+        (reading.signal.kind, name)
     }
 
     /// Notes by how much a reading deviated.
     pub(super) fn note(&mut self, reading: &Reading, before: Kin, deviation: f64) {
         let Some(circle) = reading.circle else { return };
-        let key = (reading.signal.kind, circle.name);
+        let key = Self::key(reading, circle);
         if self.kin.insert(key, before.with(deviation)).is_none() {
             self.kept.push_back(key);
             if self.kept.len() > Self::KEPT

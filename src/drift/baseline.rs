@@ -20,7 +20,7 @@ pub struct Kin {
     /// Earlier readings; 0 is none.
     #[serde(with = "bits")]
     pub readings: f64,
-    /// Their mean deviation from what was expected of their stream.
+    /// Their mean deviation from what was expected of their streams, in standard deviations of these.
     #[serde(with = "bits")]
     pub deviation: f64,
 }
@@ -29,7 +29,7 @@ impl Kin {
     /// Further back than so many readings nothing is remembered.
     const MEMORY: f64 = 20.0;
 
-    /// With one more reading that deviates by `deviation` from its [`Expected::base`].
+    /// With one more reading, and its [`Expected::deviation`].
     #[must_use]
     pub fn with(self, deviation: f64) -> Self {
         let readings = (self.readings + 1.0).min(Self::MEMORY);
@@ -42,6 +42,8 @@ impl Kin {
 pub struct Expected {
     /// Mean for this stream at this hour.
     pub base: f64,
+    /// Standard deviation around `base`.
+    sd: f64,
     /// Mean given the conversation too.
     pub mean: f64,
     /// Standard deviation around `mean`.
@@ -53,6 +55,13 @@ pub struct Expected {
     noise: f64,
     kin: Kin,
     waves: Waves,
+}
+
+impl Expected {
+    /// By how many of its standard deviations a reading deviates from [`Expected::base`].
+    pub fn deviation(&self, reading: f64) -> f64 {
+        (reading - self.base) / self.sd
+    }
 }
 
 /// The posterior of a stream's mean, as a forecast of its next reading.
@@ -75,7 +84,7 @@ pub(super) struct Baseline {
     squares: f64,
     #[serde(with = "bits")]
     cubes: f64,
-    /// Covariance and variance of readings with their kin, summed.
+    /// Covariance and variance of readings with their kin, summed, in standard deviations.
     #[serde(with = "bits")]
     shared: f64,
     #[serde(with = "bits")]
@@ -153,11 +162,18 @@ impl Baseline {
         }
     }
 
+    /// Neither a level nor a forecast is nearer to 0 or 1 than this.
+    fn least(&self) -> f64 {
+        match self.kind {
+            // A little less than after as many bits of one kind under Jeffreys' prior.
+            Kind::Bernoulli => 0.45 / (self.count + 1.0),
+            Kind::Bounded => 1e-9,
+        }
+    }
+
     /// Correlation of two readings of one conversation.
     fn kinship(&self) -> f64 {
-        ((self.shared + KINSHIP * KINSHIP_READINGS * self.variance(self.level))
-            / (self.own + KINSHIP_READINGS * self.variance(self.level)))
-        .clamp(0.0, 0.98)
+        ((self.shared + KINSHIP * KINSHIP_READINGS) / (self.own + KINSHIP_READINGS)).clamp(0.0, 0.98)
     }
 
     #[inline]
@@ -172,32 +188,43 @@ impl Baseline {
             Kind::Bernoulli => 0.0,
             Kind::Bounded => self.cubes / (2.0 * self.variance(level) * self.count.max(1.0).powi(2)),
         };
-        // However far an hour or a conversation deviates, what the stream shows otherwise stays possible.
-        let level_only = self.mean().clamp(1e-9, 1.0 - 1e-9);
+        // However far an hour or a conversation deviates, what the stream shows otherwise stays possible; and so many bits
+        // make nothing surer than if they had all been alike.
+        let least = self.least();
+        let level_only = self.mean();
         let within = |x: f64| x.clamp(0.02 * level_only, 1.0 - 0.02 * (1.0 - level_only));
-        let base = within(level + skew);
+        let base = within(level + skew).clamp(least, 1.0 - least);
+        let sd = self.variance(base).sqrt();
         if kin.readings == 0.0 {
-            let spread = self.variance(base).sqrt();
-            return Expected { base, mean: base, spread, weight: 1.0, slope: 1.0, noise: 1.0, kin, waves };
+            return Expected {
+                base,
+                sd,
+                mean: base,
+                spread: sd,
+                weight: 1.0,
+                slope: 1.0,
+                noise: 1.0,
+                kin,
+                waves,
+            };
         }
         let rho = self.kinship();
         let slope = (1.0 - rho) / (1.0 - rho + kin.readings * rho);
-        let mean = within(base + (1.0 - slope) * kin.deviation);
+        let mean = within(base + (1.0 - slope) * kin.deviation * sd);
         let noise = match self.kind {
             Kind::Bernoulli => self.variance(mean) / self.variance(base),
             Kind::Bounded => (1.0 - rho) * (1.0 + rho / (1.0 - rho + kin.readings * rho)),
         };
-        let spread = (noise * self.variance(base)).sqrt();
-        let weight = slope / noise.sqrt();
-        Expected { base, mean, spread, weight, slope, noise, kin, waves }
+        let (spread, weight) = (noise.sqrt() * sd, slope / noise.sqrt());
+        Expected { base, sd, mean, spread, weight, slope, noise, kin, waves }
     }
 
     #[inline]
     pub(super) fn learn(&mut self, reading: f64, expected: &Expected) {
         let surprise = reading - expected.mean;
         if expected.kin.readings > 0.0 {
-            self.shared += expected.kin.readings * expected.kin.deviation * (reading - expected.base);
-            self.own += expected.kin.readings * self.variance(expected.base);
+            self.shared += expected.kin.readings * expected.kin.deviation * expected.deviation(reading);
+            self.own += expected.kin.readings;
         }
         if self.kind == Kind::Bounded {
             // West's update of central moments, with the forecast in the mean's place.
@@ -210,12 +237,15 @@ impl Baseline {
         }
         self.count += 1.0;
         let (slope, noise) = (expected.slope, expected.noise);
+        let least = self.least();
         if let Some(season) = &mut self.season {
             season.learn(surprise, &expected.waves, slope, noise);
+            season.keep_within(least);
             return;
         }
         self.precision += slope * slope / noise;
         self.level += slope / noise / self.precision * surprise;
+        self.level = self.level.clamp(least, 1.0 - least);
         if self.seasonal && self.count >= MIN_REFERENCE as f64 {
             let amplitude = self.level.min(1.0 - self.level) / self.spread();
             self.season = Some(Box::new(Season::new(self.level, self.precision, amplitude)));

@@ -29,11 +29,11 @@ pub struct Observed {
     /// Alarms of its own stream and of the whole traffic's.
     pub segment: Option<Alarm>,
     pub whole: Option<Alarm>,
-    /// How far it deviates from what was expected of its stream at this hour.
+    /// By how many standard deviations it deviates from what was expected of its stream at this hour.
     pub deviation: f64,
 }
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 impl<K: Ord + Clone> Monitor<K> {
     /// # Errors
@@ -79,7 +79,7 @@ impl<K: Ord + Clone> Monitor<K> {
         let expected = self.streams.get(segment).and_then(|stream| stream.expect(reading.at, reading.kin));
         let whole = self.show_whole(whole, kind, reading, expected.as_ref())?;
         let segment = self.show(segment, kind, reading)?;
-        let deviation = reading.value - expected.map_or(reading.value, |expected| expected.base);
+        let deviation = expected.map_or(0.0, |expected| expected.deviation(reading.value));
         Ok(Observed { segment, whole, deviation })
     }
 

@@ -59,6 +59,11 @@ impl Season {
         self.terms[0]
     }
 
+    /// The level is a rate, too: least squares alone may leave the interval.
+    pub(super) fn keep_within(&mut self, least: f64) {
+        self.terms[0] = self.terms[0].clamp(least, 1.0 - least);
+    }
+
     /// The mean at a time of the day, with the waves there.
     pub(super) fn expect(&self, at: u64) -> (f64, Waves) {
         let waves = waves(at);

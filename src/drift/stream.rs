@@ -17,6 +17,9 @@ use super::{
 /// are the same, `M` grows by 1 with each of them, and evidence would be nothing but time.
 const MIN_CHANGE: f64 = 1.0;
 
+/// Readings between two looks at whether all is quiet.
+const QUIET_EVERY: u64 = 8;
+
 const DAY_MS: f64 = 86_400_000.0;
 
 /// How streams are set up.
@@ -47,6 +50,9 @@ pub struct Reading {
 pub struct Stream {
     setup: Setup,
     baseline: Baseline,
+    /// The baseline when there was last hardly any evidence: what came after may be a change, from which neither the hours
+    /// nor the conversations are learned.
+    quiet: Option<Box<Baseline>>,
     /// Mean over the reference, once it is full.
     #[serde(with = "bits")]
     reference: f64,
@@ -126,6 +132,7 @@ impl Stream {
         Self {
             setup,
             baseline: Baseline::new(setup.kind, setup.seasonal),
+            quiet: None,
             reference: 0.0,
             bets: None,
             threshold: 1.0,
@@ -237,6 +244,9 @@ impl Stream {
             return None;
         }
         self.threshold = threshold(self.seen as f64 / days);
+        if self.n.is_multiple_of(QUIET_EVERY) && !self.alarmed && self.statistic().powi(2) < self.threshold {
+            self.quiet = Some(Box::new(self.baseline.clone()));
+        }
         if self.alarmed || self.statistic() < self.threshold {
             return None;
         }
@@ -289,7 +299,7 @@ impl Stream {
 
     /// Forgets everything but the course of the day, and learns a new reference.
     pub fn reset(&mut self) {
-        let baseline = self.baseline.anew(super::change::Past::default());
+        let baseline = self.quiet.as_deref().unwrap_or(&self.baseline).anew(super::change::Past::default());
         let mixed = self.mixed.take().map(|_| Box::default());
         *self = Self { baseline, mixed, ..Self::new(self.setup) };
     }

@@ -31,6 +31,8 @@
 //!         if M >= A: return t, np.log10(M)
 //! ```
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -256,7 +258,7 @@ fn a_monitor_shares_one_budget_and_refuses_further_keys() {
     let saved = serde_json::to_string(&monitor.save()).unwrap();
     let restored: Monitor<String> = Monitor::restore(config, serde_json::from_str(&saved).unwrap()).unwrap();
     assert_eq!(restored.rows(), monitor.rows());
-    let other = saved.replacen("\"version\":2", "\"version\":9", 1);
+    let other = saved.replacen("\"version\":3", "\"version\":9", 1);
     assert!(Monitor::<String>::restore(Config::default(), serde_json::from_str(&other).unwrap()).is_err());
 }
 
@@ -294,6 +296,99 @@ fn after_an_alarm_the_reference_begins_at_the_change() {
     assert_eq!(stream_.state(), State::Steady);
     let baseline = stream_.row().baseline.unwrap();
     assert!((baseline - 0.3).abs() < 0.06, "{baseline}");
+}
+
+/// Four types of traffic, whose users come back.
+struct Traffic {
+    monitor: Monitor<usize>,
+    circles: BTreeMap<(usize, u64), Kin>,
+    random: Lcg,
+    time: u64,
+}
+
+impl Traffic {
+    const WHOLE: usize = 4;
+
+    fn new(seed: u64) -> Self {
+        let config = Config {
+            reference: 40,
+            events_per_day: Some(1000.0),
+            false_alarm_days: 10.0,
+            ..Config::default()
+        };
+        let monitor = Monitor::new(config).unwrap();
+        Self { monitor, circles: BTreeMap::new(), random: Lcg(seed), time: 60_000_000 + seed * 1_000_000 }
+    }
+
+    /// The alarms of so many rounds.
+    fn serve(&mut self, rounds: usize, rates: [f64; 4]) -> Vec<(usize, Alarm)> {
+        let mut alarms = Vec::new();
+        for key in (0..rounds).flat_map(|_| 0..4) {
+            self.time += 150;
+            let user = (self.random.uniform() * 200.0) as u64;
+            let kin = self.circles.entry((key, user)).or_default();
+            let value = self.random.reading(Kind::Bernoulli, rates[key]);
+            let reading = Reading { value, at: self.time, kin: *kin };
+            let observed = self.monitor.observe(&key, &Self::WHOLE, Kind::Bernoulli, reading).unwrap();
+            *kin = kin.with(observed.deviation);
+            alarms.extend(observed.segment.map(|alarm| (key, alarm)));
+            alarms.extend(observed.whole.map(|alarm| (Self::WHOLE, alarm)));
+        }
+        alarms
+    }
+}
+
+/// One type drifts, then another, and then nothing happens any more. After each drift a version is promoted that mends it, or
+/// the alarms are acknowledged.
+#[test]
+fn a_new_reference_has_not_learned_from_the_drift_before_it() {
+    const RUNS: u64 = 200;
+    for promoted in [true, false] {
+        let (mut found, mut false_alarms) = (0, Vec::new());
+        for run in 0..RUNS {
+            let mut traffic = Traffic::new(run);
+            let mut rates = [0.97, 0.97, 0.93, 0.97];
+            for drifts in 0..2 {
+                false_alarms.extend(traffic.serve(48, rates));
+                let usual = std::mem::replace(&mut rates[drifts], 0.3);
+                for (key, alarm) in traffic.serve(110, rates) {
+                    match key {
+                        Traffic::WHOLE => {}
+                        key if key == drifts => found += 1,
+                        _ => false_alarms.push((key, alarm)),
+                    }
+                }
+                if promoted {
+                    rates[drifts] = usual;
+                    traffic.monitor.reset(|_| true);
+                    traffic.circles.clear();
+                } else {
+                    [drifts, Traffic::WHOLE].iter().for_each(|key| traffic.monitor.relearn(key));
+                }
+            }
+            false_alarms.extend(traffic.serve(170, rates));
+        }
+        // What was acknowledged goes on, and the whole traffic may still show it.
+        false_alarms.retain(|(key, _)| promoted || *key != Traffic::WHOLE);
+        // The thresholds promise one false alarm of a stream in ten million readings.
+        assert!(false_alarms.len() <= 1, "promoted: {promoted}; {}: {false_alarms:?}", false_alarms.len());
+        assert_eq!(found, 2 * RUNS, "promoted: {promoted}");
+    }
+}
+
+/// What comes from conversations can carry the level out of the interval, where a standard deviation is no number.
+#[test]
+fn a_forecast_stays_a_rate_whatever_the_conversations_say() {
+    for kin in [-9.0, 9.0] {
+        let mut stream = Stream::new(setup(Kind::Bernoulli, 40));
+        for at in 0..200 {
+            let kin = Kin { readings: 3.0, deviation: if at % 3 == 0 { kin } else { 0.0 } };
+            let reading = Reading { value: f64::from(u8::from(kin.deviation < 0.0)), at, kin };
+            stream.observe(reading, |_| 1e7).unwrap();
+            let expected = stream.expect(at, Kin::default()).map_or(0.5, |expected| expected.base);
+            assert!(expected > 0.0 && expected < 1.0, "{expected}");
+        }
+    }
 }
 
 /// The largest log-likelihood ratio of a split, with each side summed anew.

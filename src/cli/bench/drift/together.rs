@@ -203,7 +203,7 @@ pub(super) fn turns(runs: usize) -> Result<Vec<Line>, Error> {
                     *rate += value;
                     *turn += 1;
                     *left -= 1;
-                    *kin = kin.with(value - RATE);
+                    *kin = kin.with((value - RATE) / (RATE * (1.0 - RATE)).sqrt());
                     let first = *turn == 1;
                     let at = at as u64 * 1000;
                     match design {
