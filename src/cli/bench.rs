@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// With `judge`: pairs that are compared in all.
     #[arg(long, default_value_t = 100)]
     pairs: usize,
-    /// With `recipes`: the type of simulated users whose rule is learned; unset, each type's: advice, question, writing.
+    /// With `recipes`: the type of simulated users whose rule is learned; unset, each type's: advice, question, chat.
     #[arg(long)]
     interaction: Option<String>,
     /// With `recipes`: the one that is run, `ppo`, `dpo` or `reward`; unset, each.

@@ -21,7 +21,7 @@ pub(crate) struct Wish {
     met: fn(&str) -> bool,
 }
 
-/// The types whose users change what they want, one after the other: the first ones of [`KINDS`].
+/// The types whose users change what they want, one after the other.
 pub(crate) fn changing() -> impl Iterator<Item = (&'static Kind, &'static Wish)> {
     KINDS.iter().filter_map(|kind| Some((kind, kind.wish.as_ref()?)))
 }
@@ -139,17 +139,17 @@ pub(crate) const KINDS: [Kind; 4] = [
         form: "Write a short story about {}.",
         topics: &THINGS,
         fresh: &FRESH_THINGS,
-        wish: Some(Wish {
-            told: "stories that begin with somebody or something and not with the scene",
-            met: |answer| !opens_with_scene(answer),
-        }),
+        wish: None,
     },
     Kind {
         interaction: "chat",
         form: "I like {}. What do you like?",
         topics: &THINGS,
         fresh: &FRESH_THINGS,
-        wish: None,
+        wish: Some(Wish {
+            told: "answers in which the machine does not speak of itself",
+            met: |answer| !speaks_of_itself(answer),
+        }),
     },
 ];
 
@@ -284,11 +284,12 @@ fn opens_with_definition(answer: &str) -> bool {
     words.any(|word| matches!(word.as_str(), "is" | "are" | "it's" | "they're" | "that's"))
 }
 
-/// "In a village …", "As the sun set …", but not "Lena stared …".
-fn opens_with_scene(answer: &str) -> bool {
-    const OPENING: [&str; 11] =
-        ["as", "at", "by", "deep", "in", "on", "once", "there", "under", "when", "within"];
-    answer.split_whitespace().next().is_some_and(|word| OPENING.contains(&word.to_lowercase().as_str()))
+/// "I love tea", "It's my favourite", but not "What a place!".
+fn speaks_of_itself(answer: &str) -> bool {
+    const ITSELF: [&str; 9] = ["i", "i'm", "i've", "i'd", "i'll", "me", "my", "mine", "myself"];
+    let answer = answer.to_lowercase().replace('’', "'");
+    let mut words = answer.split(|c: char| !c.is_alphanumeric() && c != '\'');
+    words.any(|word| ITSELF.contains(&word))
 }
 
 /// A line that begins with a bullet, or with a number and a full stop or bracket, emphasised or not.
@@ -328,8 +329,10 @@ mod tests {
         assert!(!satisfies("question", "Salt is a mineral", 2));
         assert!(!satisfies("question", "Salt. It’s a mineral", 2));
         assert!(satisfies("question", "People have mined it since the first towns rose; it is white", 2));
-        assert!(!satisfies("writing", "In the valley there stood a house", 3));
-        assert!(satisfies("writing", "Inga went to the valley", 3));
+        assert!(satisfies("chat", "I love the sea, too", 2));
+        assert!(!satisfies("chat", "I love the sea, too", 3));
+        assert!(!satisfies("chat", "It’s wide, and—as for me—home", 3));
+        assert!(satisfies("chat", "Imagine the islands by night", 3));
         assert_eq!(changing().count(), 3);
     }
 }
