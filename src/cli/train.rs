@@ -126,6 +126,7 @@ fn digest(args: &Args, config: &Config, lines: &[Line]) -> Result<String, Error>
     }
     if let Some(dir) = &args.reward {
         digest.update(fs::read(dir.join("adapter_model.safetensors")).unwrap_or_default());
+        digest.update(serde_json::to_vec(&Reads::beside(dir)?)?);
     }
     Ok(format!("{:x}", digest.finalize()))
 }

@@ -58,6 +58,7 @@ const RANGES: &[(&str, f64, f64)] = &[
     ("learn.ppo.surprise_coef", 0.0, MOST),
     ("learn.ppo.kl_coef", 0.0, MOST),
     ("learn.ppo.target_kl", ABOVE_0, MOST),
+    ("learn.ppo.kl_horizon", ABOVE_0, MOST),
     ("learn.ppo.kl_budget", ABOVE_0, MOST),
     ("learn.ppo.length_ratio", 1.0, MOST),
     ("learn.ppo.max_grad_norm", ABOVE_0, MOST),

@@ -14,10 +14,11 @@ pub(super) struct Screen {
 }
 
 /// Measures of a step, in the order in which they are shown.
-const SHOWN: [(&str, &str); 7] = [
+const SHOWN: [(&str, &str); 8] = [
     ("reward/accuracy", "reward accuracy (held back)"),
     ("objective/scores", "reward"),
     ("objective/kl", "KL"),
+    ("objective/surprise", "surprise"),
     ("objective/entropy", "entropy"),
     ("policy/clipfrac_avg", "clipped"),
     ("loss/policy_avg", "policy loss"),

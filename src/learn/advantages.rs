@@ -115,11 +115,9 @@ pub struct AdaptiveKl {
 }
 
 impl AdaptiveKl {
-    /// Horizon in episodes, as TRL has it by default.
-    const HORIZON: f64 = 10_000.0;
-
-    pub fn new(init_kl_coef: f64, target: f64) -> Self {
-        Self { value: init_kl_coef, target, horizon: Self::HORIZON }
+    /// The horizon is in episodes. TRL's 10 000 were for runs of millions, and do nothing in some hundreds.
+    pub fn new(init_kl_coef: f64, target: f64, horizon: f64) -> Self {
+        Self { value: init_kl_coef, target, horizon }
     }
 
     pub fn value(&self) -> f64 {

@@ -21,7 +21,7 @@ pub struct Config {
     pub num_iterations: usize,
     /// The clip range of the ratio.
     pub epsilon: f64,
-    /// Weight of the KL to the reference: RLOO takes it off the rewards, GRPO adds it to the loss.
+    /// Weight of the KL to the reference: RLOO takes it off the rewards, as PPO does, GRPO adds it to the loss.
     pub beta: f64,
     /// RLOO: whether all advantages are standardised together.
     pub normalize_advantages: bool,
@@ -55,14 +55,10 @@ impl Default for Config {
     }
 }
 
-/// RLOO's advantage of each answer.
-pub(super) fn rloo_advantages(config: &Config, rollouts: &Rollouts) -> Vec<f64> {
-    let rewards: Vec<f64> = rollouts
-        .scores
-        .iter()
-        .zip(rollouts.kl())
-        .map(|(score, kl)| f64::from(*score) - config.beta * kl)
-        .collect();
+/// RLOO's advantage of each answer, where a nat of KL costs `price`.
+pub(super) fn rloo_advantages(config: &Config, price: f64, rollouts: &Rollouts) -> Vec<f64> {
+    let rewards: Vec<f64> =
+        rollouts.scores.iter().zip(rollouts.kl()).map(|(score, kl)| f64::from(*score) - price * kl).collect();
     leave_one_out(&rewards, &groups(config, rollouts), config.normalize_advantages)
 }
 

@@ -15,7 +15,7 @@ use super::{
     groups,
     losses::{self, PolicyLoss},
     policy_pass::PolicyPass,
-    ppo::{Critic, Targets, scaled},
+    ppo::{Critic, Prices, Targets, scaled},
     rollouts::{Practice, Rollouts, draw_prompts},
     sequence::MicroBatch,
 };
@@ -42,6 +42,10 @@ pub struct Online<'a> {
     kl_coefficient: AdaptiveKl,
     /// Tokens an answer in the first iteration.
     first_length: f64,
+    /// The widest standard deviation of an iteration's scores, 1 at least. A reward model that is sure of itself spreads over
+    /// several units, against which a price a nat would be nothing; Ziegler et al. (2019) bring the scores to one scale, we
+    /// the prices, so that values stay in the scores' units.
+    spread: f64,
     /// What has been learned: after a stop, the newest policy whose answers kept the budgets.
     pub policy: Arc<Adapter>,
     seed: u64,
@@ -65,8 +69,9 @@ impl<'a> Online<'a> {
             method,
             trainee: Trainee::new(Arc::clone(&policy), config.learning_rate),
             critic,
-            kl_coefficient: AdaptiveKl::new(config.kl_coef, config.target_kl),
+            kl_coefficient: AdaptiveKl::new(config.kl_coef, config.target_kl, config.kl_horizon),
             first_length: 0.0,
+            spread: 1.0,
             policy,
             seed,
         }
@@ -93,6 +98,7 @@ impl<'a> Online<'a> {
             let rollouts = self.practice.play((&self.trainee.adapter, value), &prompts, &mut rng, watch)?;
             let kl = rollouts.kl().iter().sum::<f64>() / rollouts.count();
             let too_far = self.too_far(kl, &rollouts);
+            self.spread = self.spread.max(rollouts.spread());
             let targets = self.targets(&rollouts, watch)?;
             measures.clone_from(&targets.objective);
             measures.push(("stopped", f64::from(u8::from(too_far))));
@@ -121,9 +127,9 @@ impl<'a> Online<'a> {
             trainee.restore(kept)?;
         }
         self.policy = kept_policy.adapter;
-        if let [coefficient, first_length] = numbers[..] {
+        if let [coefficient, first_length, spread] = numbers[..] {
             self.kl_coefficient.set(coefficient);
-            self.first_length = first_length;
+            (self.first_length, self.spread) = (first_length, spread);
         }
         Ok(step)
     }
@@ -133,7 +139,8 @@ impl<'a> Online<'a> {
         let kept_policy = Trainee::new(Arc::clone(&self.policy), 0.0).keep()?;
         let mut trainees = vec![self.trainee.keep()?, kept_policy];
         trainees.extend(critic);
-        Ok(State { step, trainees, numbers: vec![self.kl_coefficient.value(), self.first_length] })
+        let numbers = vec![self.kl_coefficient.value(), self.first_length, self.spread];
+        Ok(State { step, trainees, numbers })
     }
 
     fn stage(&self) -> &'static str {
@@ -176,10 +183,13 @@ impl<'a> Online<'a> {
             (Method::Ppo { .. }, None) => return Err(Error::NoScoreHead),
             (Method::Ppo { .. }, Some(critic)) => {
                 let decoder = &self.practice.model().decoder;
-                let coefficient = self.kl_coefficient.value();
-                return critic.targets(decoder, rollouts, (self.practice.config, coefficient), watch);
+                let (config, kl_coef) = (self.practice.config, self.kl_coefficient.value());
+                let prices = Prices::new(config, kl_coef, self.spread, rollouts.mean_surprise());
+                return critic.targets(decoder, rollouts, (config, prices), watch);
             }
-            (Method::Rloo(config), _) => (groups::rloo_advantages(config, rollouts), config),
+            (Method::Rloo(config), _) => {
+                (groups::rloo_advantages(config, config.beta * self.spread, rollouts), config)
+            }
             (Method::Grpo(config), _) => (groups::grpo_advantages(config, rollouts), config),
         };
         let of_tokens = advantages.iter().zip(&rollouts.logprobs);

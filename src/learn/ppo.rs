@@ -51,11 +51,15 @@ pub struct Config {
     pub missing_eos_penalty: f64,
     pub whiten_rewards: bool,
     /// What a nat costs by which a token surprises the reference more than one of its own would. KL hardly sees a policy that
-    /// becomes more random; this does, and costs the reference itself nothing on average.
+    /// becomes more random; this does. It is asked of an iteration whose answers surprise on average: to be more predictable
+    /// than the reference earns nothing.
     pub surprise_coef: f64,
+    /// What a nat of KL costs. Both prices are of scores that spread by 1 at most; where they spread more they rise with it.
     pub kl_coef: f64,
     /// Nats an answer towards which the coefficient is adapted.
     pub target_kl: f64,
+    /// Episodes in which the coefficient changes by a fifth at most.
+    pub kl_horizon: f64,
     /// Nats an answer at which training stops.
     pub kl_budget: f64,
     /// Answers that are so many times longer, or shorter, than at the start stop training too.
@@ -84,9 +88,10 @@ impl Default for Config {
             vf_coef: 0.1,
             missing_eos_penalty: 0.0,
             whiten_rewards: false,
-            surprise_coef: 0.01,
+            surprise_coef: 0.02,
             kl_coef: 0.05,
             target_kl: 6.0,
+            kl_horizon: 100.0,
             kl_budget: 40.0,
             length_ratio: 2.0,
             max_grad_norm: 1.0,
@@ -98,6 +103,21 @@ impl Default for Config {
 #[derive(Debug)]
 pub(super) struct Critic {
     pub(super) trainee: Trainee,
+}
+
+/// What a nat costs an answer, in units of its score.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Prices {
+    pub(super) kl: f64,
+    pub(super) surprise: f64,
+}
+
+impl Prices {
+    /// Of an iteration whose answers surprise the reference by so many nats on average, where scores spread by `spread`.
+    pub(super) fn new(config: &Config, kl_coef: f64, spread: f64, surprise: f64) -> Self {
+        let surprise_coef = if surprise > 0.0 { config.surprise_coef } else { 0.0 };
+        Self { kl: kl_coef * spread, surprise: surprise_coef * spread }
+    }
 }
 
 /// What PPO's losses need beside the rollouts; lists of lists have one a sequence, with a number a token.
@@ -116,7 +136,7 @@ impl Critic {
         &self,
         decoder: &Decoder,
         rollouts: &Rollouts,
-        (config, kl_coefficient): (&Config, f64),
+        (config, prices): (&Config, Prices),
         watch: &Watch<'_>,
     ) -> Result<Targets, Error> {
         let mut out = Targets::default();
@@ -130,15 +150,14 @@ impl Critic {
             })?;
             out.values.extend(values.into_iter().flatten());
         }
-        let mut rewarded = rewards(&rollouts.scores, &rollouts.logprobs, &rollouts.reference, kl_coefficient);
+        let mut rewarded = rewards(&rollouts.scores, &rollouts.logprobs, &rollouts.reference, prices.kl);
         for (rewards, surprise) in rewarded.rewards.iter_mut().zip(&rollouts.surprise) {
             for (reward, surprise) in rewards.iter_mut().zip(surprise) {
-                *reward -= config.surprise_coef as f32 * surprise;
+                *reward -= prices.surprise as f32 * surprise;
             }
         }
-        let surprise = rollouts.surprise.iter().flatten().map(|nats| f64::from(*nats)).sum::<f64>();
-        let surprise = surprise / rollouts.count();
-        let cost = kl_coefficient * rewarded.kl + config.surprise_coef * surprise;
+        let surprise = rollouts.mean_surprise();
+        let cost = prices.kl * rewarded.kl + prices.surprise * surprise;
         let rewards = if config.whiten_rewards { whiten(&rewarded.rewards, false) } else { rewarded.rewards };
         let (advantages, returns) = gae(&rewards, &out.values, config.gamma, config.lam);
         out.advantages = whiten(&advantages, true);
@@ -150,7 +169,7 @@ impl Critic {
             ("objective/scores", score),
             ("objective/non_score_reward", -cost),
             ("objective/rlhf_reward", score - cost),
-            ("objective/kl_coef", kl_coefficient),
+            ("objective/kl_coef", prices.kl),
             ("objective/response_tokens", rollouts.tokens() / rollouts.count()),
             ("objective/surprise", surprise),
             ("val/num_eos_tokens", rollouts.ended() as f64),
@@ -205,4 +224,17 @@ pub fn new_policy(
 
 pub(super) fn scaled(gradient: &[f32], by: f64) -> Vec<f32> {
     gradient.iter().map(|gradient| gradient * by as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prices_rise_with_the_spread_of_the_scores_and_being_predictable_earns_nothing() {
+        let config = Config { surprise_coef: 0.02, ..Config::default() };
+        assert_eq!(Prices::new(&config, 0.05, 1.0, 3.0), Prices { kl: 0.05, surprise: 0.02 });
+        assert_eq!(Prices::new(&config, 0.05, 4.0, 3.0), Prices { kl: 0.2, surprise: 0.08 });
+        assert_eq!(Prices::new(&config, 0.05, 4.0, -3.0), Prices { kl: 0.2, surprise: 0.0 });
+    }
 }

@@ -14,6 +14,7 @@ use crate::policy::{Adapter, Engine, Event, GenerateRequest, Model, Sampling, Se
 
 use super::{
     Error, RewardModel, Sequence, Watch,
+    advantages::mean_and_deviation,
     policy_pass::logprobs,
     ppo::Config,
     sequence::{MicroBatch, encode_prompt},
@@ -126,6 +127,17 @@ impl Rollouts {
             policy.iter().zip(reference).map(|(policy, base)| f64::from(policy - base)).sum::<f64>()
         };
         self.logprobs.iter().zip(&self.reference).map(sum).collect()
+    }
+
+    /// Nats an answer.
+    pub(crate) fn mean_surprise(&self) -> f64 {
+        self.surprise.iter().flatten().map(|nats| f64::from(*nats)).sum::<f64>() / self.count()
+    }
+
+    /// The standard deviation of the scores.
+    pub(crate) fn spread(&self) -> f64 {
+        let scores: Vec<f64> = self.scores.iter().map(|score| f64::from(*score)).collect();
+        mean_and_deviation(&scores).1
     }
 
     /// Input of an adapter's first layer for `micro`, which is micro-batch `at` or a part of it.

@@ -25,16 +25,13 @@ pub enum Reads {
     Answer,
 }
 
-/// The word that says where an adapter's heads read; without it, as PEFT leaves one, that is the end.
-const READS: &str = "reads.txt";
+/// Says where an adapter's heads read; without it, as PEFT leaves one, that is the end.
+const READS: &str = "reads.json";
 
 impl Reads {
     /// Says so in `dir`.
     pub(super) fn save(self, dir: &Path) -> Result<(), policy::Error> {
-        let word = match self {
-            Self::End => "end\n",
-            Self::Answer => "answer\n",
-        };
+        let word = serde_json::to_vec(&self).map_err(std::io::Error::from)?;
         Ok(fs::write(dir.join(READS), word)?)
     }
 
@@ -47,14 +44,8 @@ impl Reads {
         if !path.exists() {
             return Ok(Self::End);
         }
-        match fs::read_to_string(&path)?.trim() {
-            "end" => Ok(Self::End),
-            "answer" => Ok(Self::Answer),
-            word => Err(policy::Error::Adapter(format!(
-                "{}: {word:?} is not \"end\" or \"answer\"",
-                path.display()
-            ))),
-        }
+        serde_json::from_slice(&fs::read(&path)?)
+            .map_err(|fault| policy::Error::Adapter(format!("{}: {fault}", path.display())))
     }
 
     /// Rows for the decoder, of which those are wanted that the heads read.

@@ -10,7 +10,7 @@ use crate::learn::{
     checkpoint::Trainee,
     groups,
     policy_pass::logprobs,
-    ppo::{self, Critic, Targets},
+    ppo::{self, Critic, Prices, Targets},
     preference::{self, Judged, Pair, PairLoss},
     reward::{self, Example, Reads},
     rollouts::{Episode, Reward, Rollouts},
@@ -230,7 +230,8 @@ fn losses_on_rollouts_reach_the_adapters_as_in_peft() {
             let mut targets = Targets { advantages, ..Targets::default() };
             if is_ppo {
                 let critic = Critic { trainee: Trainee::new(Arc::clone(&value), 0.0) };
-                let now = critic.targets(&model.decoder, &rollouts, (&config, 0.0), watch).unwrap();
+                let now =
+                    critic.targets(&model.decoder, &rollouts, (&config, Prices::default()), watch).unwrap();
                 targets.values = sums(&now.values, &wave(&now.values, 0.3, 1.3));
                 targets.returns = wave(&now.values, 1.0, 0.7);
             }

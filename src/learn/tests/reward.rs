@@ -20,9 +20,9 @@ fn a_reward_model_is_loaded_as_it_reads() {
         let loaded = RewardModel::load(dir.path(), &model.decoder.architecture).unwrap();
         assert_eq!((loaded.reads, scores(&loaded)), (reads, scores(&reward)));
     }
-    std::fs::write(dir.path().join("reads.txt"), "middle\n").unwrap();
+    std::fs::write(dir.path().join("reads.json"), "\"middle\"").unwrap();
     let fault = RewardModel::load(dir.path(), &model.decoder.architecture).unwrap_err().to_string();
-    assert!(fault.contains("reads.txt: \"middle\" is not \"end\" or \"answer\""), "{fault}");
-    std::fs::remove_file(dir.path().join("reads.txt")).unwrap();
+    assert!(fault.contains("reads.json: unknown variant `middle`, expected `end` or `answer`"), "{fault}");
+    std::fs::remove_file(dir.path().join("reads.json")).unwrap();
     assert_eq!(RewardModel::load(dir.path(), &model.decoder.architecture).unwrap().reads, Reads::End);
 }
