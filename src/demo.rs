@@ -68,7 +68,7 @@ pub enum Error {
 }
 
 /// Readings of each stream before the change: the shortest reference that the detector learns from, and a few to spare.
-const REFERENCE: usize = 40;
+const REFERENCE: usize = 80;
 /// Rounds (one request of each type) that are under way together.
 const TOGETHER: usize = 8;
 /// Rounds after the change in which the alarm must come.

@@ -363,7 +363,9 @@ fn a_new_reference_has_not_learned_from_the_drift_before_it() {
                     traffic.monitor.reset(|_| true);
                     traffic.circles.clear();
                 } else {
-                    [drifts, Traffic::WHOLE].iter().for_each(|key| traffic.monitor.relearn(key));
+                    for key in [drifts, Traffic::WHOLE] {
+                        traffic.monitor.relearn(&key);
+                    }
                 }
             }
             false_alarms.extend(traffic.serve(170, rates));

@@ -29,6 +29,8 @@ pub(super) enum Study {
     Season,
     /// False alarms and delay in conversations of dependent turns.
     Turns,
+    /// False alarms where users come back with requests of other types.
+    Users,
     /// False alarms over the budget of 50 streams together.
     Fleet,
     /// Alarms when only the shares of the types change.
@@ -46,6 +48,7 @@ impl Study {
             Self::Change => alone::change(runs(1000)),
             Self::Season => together::season(runs(500)),
             Self::Turns => together::turns(runs(500)),
+            Self::Users => together::users(runs(200)),
             Self::Fleet => together::fleet(runs(500)),
             Self::Mix => together::mix(runs(200)),
             Self::Rare => together::rare(runs(200)),

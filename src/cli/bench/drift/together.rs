@@ -1,4 +1,4 @@
-//! Studies of monitors: hours, conversations, many streams, types.
+//! Studies of monitors: hours, conversations, users of several types, many streams, types.
 
 use serde_json::json;
 
@@ -263,6 +263,51 @@ fn monitor(reference: usize, days: f64, seasonal: bool) -> Result<Monitor<usize>
 
 /// The key of the whole traffic.
 const WHOLE: usize = usize::MAX;
+
+/// Users who ask 1 to 20 things, eight users at a time, each thing of one of four types. All are pleased alike, or every sixth
+/// less often, by a part. Taken as independent, as kin in everything, and as kin in requests of one type.
+pub(super) fn users(runs: usize) -> Result<Vec<Line>, Error> {
+    const PER_DAY: u64 = 3000;
+    const DAYS: u64 = 33;
+    const RATES: [f64; 4] = [0.97, 0.47, 0.93, 0.8];
+    let mut lines = Vec::new();
+    for (seed, part) in (6500..).zip([0.0, 0.1, 0.3]) {
+        for design in ["independent", "kin in everything", "kin in one type"] {
+            let mut random = Random::new(seed);
+            let mut alarms = 0;
+            for _ in 0..runs {
+                let mut monitor = monitor(100, 30.0, true)?;
+                let mut users = [(0, 1.0, [Kin::default(); RATES.len()]); 8];
+                for at in 0..PER_DAY * DAYS {
+                    let (left, factor, kin) = &mut users[random.below(8)];
+                    if *left == 0 {
+                        let pleased = if random.below(6) > 0 { 1.0 } else { 1.0 - part };
+                        (*left, *factor, *kin) = (1 + random.below(20), pleased, Default::default());
+                    }
+                    *left -= 1;
+                    let kind = random.below(RATES.len());
+                    let value = f64::from(u8::from(random.uniform() < RATES[kind] * *factor));
+                    let circle = if design == "kin in one type" { kind } else { 0 };
+                    let known = if design == "independent" { Kin::default() } else { kin[circle] };
+                    let reading = Reading { value, at: at * 86_400_000 / PER_DAY, kin: known };
+                    let seen = monitor.observe(&kind, &WHOLE, Kind::Bernoulli, reading)?;
+                    kin[circle] = kin[circle].with(seen.deviation);
+                    alarms += u32::from(seen.segment.is_some()) + u32::from(seen.whole.is_some());
+                }
+            }
+            let budget = runs as f64 * (DAYS - 1) as f64 / 30.0;
+            lines.push(line([
+                ("less pleased by", json!(part)),
+                ("design", json!(design)),
+                ("alarms", json!(alarms)),
+                ("budget", rounded(budget, 1)),
+                ("over budget", rounded(f64::from(alarms) / budget, 2)),
+                ("±", rounded(f64::from(alarms).sqrt() / budget, 2)),
+            ]));
+        }
+    }
+    Ok(lines)
+}
 
 /// 50 types, `1/rank` of the traffic each, and the whole: alarms in 30 days over the one that the budget allows. The
 /// rates keep still, then swing by 30% with the hour.
