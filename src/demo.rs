@@ -19,7 +19,6 @@ use serde_json::Value;
 use crate::app::{self, App};
 use crate::canary::AtBudget;
 use crate::config::Config;
-use crate::learn::reward::Reads;
 
 use client::Client;
 use screen::Screen;
@@ -74,7 +73,7 @@ const TOGETHER: usize = 8;
 /// Rounds after the change in which the alarm must come.
 const ROUNDS_TO_ALARM: usize = 200;
 /// Judged answers of the changed type that the update waits for.
-const JUDGED: usize = 110;
+const JUDGED: usize = 160;
 /// Answers to fresh prompts, before and after.
 const FRESH: usize = 36;
 /// Tokens of an answer at most.
@@ -102,11 +101,8 @@ fn config(options: &Options, data: &Path) -> Config {
     config.canary.at_budget = AtBudget::Promote;
     config.canary.readings_a_user = 4;
     config.learn.reward.depth = 0.2;
-    config.learn.reward.reads = Reads::Answer;
     config.learn.reward.learning_rate = 2e-3;
-    config.learn.reward.epochs = 2;
-    config.learn.reward.examples = 160;
-    config.learn.reward.batch = 8;
+    config.learn.reward.examples = 240;
     config.learn.ppo.depth = 0.5;
     config.learn.ppo.iterations = 10;
     config.learn.ppo.episodes = 24;

@@ -68,7 +68,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "http",
         ],
     ),
-    ("demo", &["app", "canary", "config", "learn"]),
+    ("demo", &["app", "canary", "config"]),
     (
         "cli",
         &[

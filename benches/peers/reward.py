@@ -46,7 +46,9 @@ def write(path, rows):
 def ours(args, train, environment):
     out, started = args.work / "gyrostat", time.perf_counter()
     command = [args.gyrostat, "train", "reward", "--data", train, "--out", out, "--seed", str(args.seed)]
-    subprocess.run(command, env=environment, check=True)
+    # TRL's below; what the environment says already stands.
+    same = {"GYROSTAT_LEARN__REWARD__EPOCHS": "1", "GYROSTAT_LEARN__REWARD__BATCH": "32"}
+    subprocess.run(command, env={**same, **environment}, check=True)
     return out, time.perf_counter() - started
 
 

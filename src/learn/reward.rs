@@ -67,16 +67,16 @@ impl Default for Config {
             rank: 16,
             alpha: 32.0,
             depth: 1.0 / 3.0,
-            learning_rate: 3e-4,
-            epochs: 1,
+            learning_rate: 1e-3,
+            epochs: 2,
             examples: 4096,
-            batch: 32,
+            batch: 8,
             center: 0.01,
             max_grad_norm: 1.0,
             heads: 4,
             pessimism: 1.0,
             length_control: 0.0,
-            reads: Reads::End,
+            reads: Reads::Answer,
         }
     }
 }

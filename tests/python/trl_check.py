@@ -96,7 +96,7 @@ def run(args):
         export(args, home, "prompt")
 
         gyrostat(args, "train", "dpo", "--data", preference, "--out", home / "ours")
-        gyrostat(args, "train", "reward", "--data", preference, "--out", home / "reward")
+        gyrostat(args, "train", "reward", "--data", preference, "--out", home / "reward", learn__reward__reads="end")
         reward, theirs = reward_scores(folder, home / "reward", tokenizer, pairs)
         ours = json.loads(gyrostat(args, "evaluate", "--data", preference, "--reward", home / "reward"))["reward"]
         check(abs(ours - theirs) < 1e-4, f"mean score of the chosen answers: gyrostat {ours}, transformers {theirs}")

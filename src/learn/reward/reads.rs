@@ -12,11 +12,10 @@ use crate::policy::{self, Adapter, AdapterGradient, Batch, Model, Tape};
 pub(super) type Scores = Vec<Vec<f32>>;
 
 /// Where the scalar heads read an answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reads {
     /// At its last token, as `AutoModelForSequenceClassification` does.
-    #[default]
     End,
     /// At every place where one of its tokens was decided, of which the mean is the score: what PPO's value model, which
     /// begins as a copy, says along the answer. Fewer judgements are needed where they are about how an answer is worded,
