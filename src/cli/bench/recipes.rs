@@ -28,7 +28,7 @@ use super::{
 /// Prompts to learn from, and to measure on.
 const ASKED: usize = 192;
 const FRESH: usize = 96;
-/// Of the former, those whose answers are judged for a reward model: about what the demo's updates have.
+/// Of the former, those whose answers are judged for a reward model: fewer than the demo's updates wait for.
 const JUDGED: usize = 110;
 const ITERATIONS: usize = 10;
 
