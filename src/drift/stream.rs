@@ -6,7 +6,7 @@ use super::{
     Direction, Error, Kind, State, Watch,
     baseline::{Baseline, Expected, Kin},
     bits,
-    change::{ChangePoint, locate},
+    change::{ChangePoint, Past, locate},
     evidence_log10,
     history::History,
     predictive::Bets,
@@ -297,20 +297,24 @@ impl Stream {
         })
     }
 
-    /// Forgets everything but the course of the day, and learns a new reference.
+    /// Forgets everything but the course of the day and the kinship, and learns a new reference.
     pub fn reset(&mut self) {
-        let baseline = self.quiet.as_deref().unwrap_or(&self.baseline).anew(super::change::Past::default());
-        let mixed = self.mixed.take().map(|_| Box::default());
-        *self = Self { baseline, mixed, ..Self::new(self.setup) };
+        self.restart(Past::default());
     }
 
     /// After an alarm: a new reference that begins at the change that was found.
     pub fn relearn(&mut self) {
         let since = self.changed.map_or_else(Default::default, |from| self.history.since(from));
         let (first, n) = (self.changed.unwrap_or(0), self.n);
-        self.reset();
-        self.baseline = self.baseline.anew(since);
+        self.restart(since);
         (self.n, self.seen, self.first, self.reference) = (n, since.count, first, since.mean());
+    }
+
+    /// A new level, of which `since` is known.
+    fn restart(&mut self, since: Past) {
+        let baseline = self.quiet.as_deref().unwrap_or(&self.baseline).anew(since);
+        let mixed = self.mixed.take().map(|_| Box::default());
+        *self = Self { baseline, mixed, ..Self::new(self.setup) };
     }
 
     /// Readings at `from` or later, and their mean.
@@ -331,5 +335,34 @@ impl Stream {
             state: self.state(),
             n: self.n,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn after_an_alarm_scores_are_known_to_be_as_skewed_as_before() {
+        let mut stream = Stream::new(Setup {
+            kind: Kind::Bounded,
+            watch: Watch::Both,
+            reference: 200,
+            seasonal: false,
+            strict: false,
+        });
+        let mut random = StdRng::seed_from_u64(1);
+        let mut reading = |least: f64, at| {
+            let value = least + 0.5 * random.random::<f64>().powi(4);
+            Reading { value, at, kin: Kin::default() }
+        };
+        let calm = (0..500).find_map(|at| stream.observe(reading(0.1, at), |_| 1e6).unwrap());
+        assert_eq!(calm, None);
+        (500..900).find_map(|at| stream.observe(reading(0.4, at), |_| 1e6).unwrap()).unwrap();
+        stream.relearn();
+        let expected = stream.baseline.expect(900, Kin::default()).base;
+        assert!(expected > stream.baseline.mean(), "{expected} of {}", stream.baseline.mean());
     }
 }
