@@ -1,12 +1,14 @@
 //! The loop: what people say becomes signals, signals become evidence, evidence becomes an update, a proven update is
 //! served. [`Cycle::tick`] is the whole of it.
 
+mod cause;
 mod handle;
 mod helpfulness;
 mod learner;
+mod memory;
 mod metrics;
+mod readings;
 mod scoring;
-mod sense;
 mod trial;
 
 use std::{
@@ -35,13 +37,15 @@ use crate::store::{self, Event, Store};
 
 pub use handle::{Handle, StartError};
 pub use metrics::Metrics;
+pub use readings::every_reading;
 pub use scoring::{Compared, side_by_side};
-pub use sense::every_reading;
 
+use cause::Recent;
 use handle::Shared;
 use helpfulness::{Reference, Scorer};
 use learner::{Learned, Learner};
-use sense::{Circles, Key, Reading, Recent};
+use memory::{Circles, Memory};
+use readings::{Key, Reading};
 use trial::Trial;
 
 /// When the loop turns, and when it learns.
@@ -151,7 +155,7 @@ impl Cycle {
     /// # Errors
     /// The store cannot be read, or its detector state is damaged.
     pub fn new(parts: Parts) -> Result<(Self, Handle), Error> {
-        let (mut memory, cursor) = sense::restore(&parts)?;
+        let (mut memory, cursor) = memory::restore(&parts)?;
         let version = memory.version;
         let on_trial = trial::resume(&parts, memory.trial)?;
         let monitor = match Monitor::restore(parts.drift.clone(), memory.monitor) {
@@ -274,7 +278,7 @@ impl Cycle {
         let events = self.parts.store.events_since(self.cursor, ENTRIES)?;
         let mut readings = Vec::new();
         for (sequence, event) in events {
-            readings.extend(sense::readings(&event, &self.parts.store)?);
+            readings.extend(readings::of_event(&event, &self.parts.store)?);
             if let (Some(scorer), Event::Completion(completion)) = (&self.scorer, &event)
                 && completion.version == self.version
             {
@@ -286,11 +290,11 @@ impl Cycle {
             readings.retain(|reading| reading.signal.kind != SignalKind::Helpfulness);
             for (completion, score) in scorer.scored() {
                 let quantile = self.helpfulness.quantile(score);
-                readings.extend(quantile.map(|quantile| sense::of_score(&completion, quantile)));
+                readings.extend(quantile.map(|quantile| readings::of_score(&completion, quantile)));
             }
         }
         let probed = self.shared.take_probed().into_iter();
-        readings.extend(probed.map(|probed| sense::of_probe(probed, self.version, now)));
+        readings.extend(probed.map(|probed| readings::of_probe(probed, self.version, now)));
         for reading in &readings {
             self.parts.metrics.reading(reading);
         }
@@ -332,13 +336,13 @@ impl Cycle {
         let since = Timestamp(alarm.change.at);
         let segments = match &key.interaction {
             Some(_) => Vec::new(),
-            None => sense::segments(&self.monitor(), key.signal, since),
+            None => cause::segments(&self.monitor(), key.signal, since),
         };
         let shares = match &key.interaction {
             Some(interaction) => vec![Share { interaction: interaction.clone(), share: 1.0 }],
-            None => sense::shares(&segments),
+            None => cause::shares(&segments),
         };
-        let cause = sense::cause(alarm, &segments, &self.recent.raters(key, since));
+        let cause = cause::of_alarm(alarm, &segments, &self.recent.raters(key, since));
         let direction = match alarm.direction {
             drift::Direction::Up => Direction::Up,
             drift::Direction::Down => Direction::Down,
@@ -368,7 +372,7 @@ impl Cycle {
 
     /// Puts detectors and cursor to disk together, so that a restart neither skips nor repeats a reading.
     fn remember(&self) -> Result<(), Error> {
-        let memory = sense::Memory {
+        let memory = Memory {
             version: self.version,
             cause: self.cause.clone(),
             trial: self.trial.clone(),

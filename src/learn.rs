@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod advantages;
 pub mod checkpoint;
+mod critic;
 pub mod dataset;
 mod descent;
 pub mod groups;

@@ -5,6 +5,7 @@
 //! the order in which they were written, so that the loop can read on from where it was ([`Store::events_since`]).
 
 mod codec;
+mod group;
 mod key;
 mod records;
 mod retention;
@@ -28,7 +29,8 @@ use uuid::Uuid;
 use crate::completion::{Completion, CompletionId, Feedback, FeedbackId, Prompt, Role, Timestamp};
 
 use codec::Subjects;
-use writer::{Change, Disk, Done, Writer};
+use group::Done;
+use writer::{Change, Disk, Writer};
 
 /// Of the layout of keys and records. A store of a newer one is refused.
 const SCHEMA: u64 = 1;

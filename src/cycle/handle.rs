@@ -17,7 +17,7 @@ use crate::completion::{
 use crate::drift::{self, Monitor};
 use crate::signals::Probed;
 
-use super::{Error, Parts, lock, sense::Key};
+use super::{Error, Parts, lock, readings::Key};
 
 /// Alarms and updates that a listing shows at most.
 const SHOWN: usize = 1000;

@@ -9,7 +9,7 @@ use crate::completion::{Alarm, DriftState, InteractionType, Outcome, ScorecardRo
 use crate::learn::Measures;
 use crate::registry::{Registry, VersionState};
 
-use super::{handle::RECIPES, sense::Reading};
+use super::{handle::RECIPES, readings::Reading};
 
 /// Gauges and counters of the loop.
 #[derive(Debug, Clone)]

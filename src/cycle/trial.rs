@@ -9,7 +9,7 @@ use crate::completion::{
     ArmReadings, CanaryCourse, Compared, Outcome, Risk, SignalKind, Timestamp, Update, UpdateState, Version,
 };
 
-use super::{Cycle, Error, Parts, sense::Reading};
+use super::{Cycle, Error, Parts, readings::Reading};
 
 /// The stage of an update whose candidate is on trial.
 const STAGE: &str = "canary";

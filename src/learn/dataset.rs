@@ -4,6 +4,7 @@ mod agreement;
 mod judges;
 mod opinion;
 pub mod trust;
+pub mod voice;
 pub mod words;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,7 +16,8 @@ use crate::completion::{
     Completion, CompletionId, DataReport, Feedback, FeedbackId, InteractionType, Judgement, Prompt, Source,
 };
 
-use trust::{Trust, Voice};
+use trust::Trust;
+use voice::Voice;
 
 /// How feedback is weighed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,11 +11,12 @@ use super::{
     Error, Watch,
     advantages::AdaptiveKl,
     checkpoint::{State, Trainee},
+    critic::{Critic, Targets, scaled},
     descent::{self, Measured},
     groups,
     losses::{self, PolicyLoss},
     policy_pass::PolicyPass,
-    ppo::{Critic, Prices, Targets, scaled},
+    ppo::Prices,
     rollouts::{Practice, Rollouts, draw_prompts},
     sequence::MicroBatch,
 };

@@ -7,8 +7,8 @@ use crate::completion::{Feedback, FeedbackId, Timestamp};
 use super::{
     Error, Removed,
     codec::{self, Envelope, Subjects},
+    group::{Done, Group},
     key,
-    writer::{Done, Group},
 };
 
 /// Completions that one batch removes at most, so that writers never wait long.

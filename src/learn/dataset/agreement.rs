@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use super::trust::{Voice, loudest};
+use super::voice::{Voice, loudest};
 
 /// Judgements' worth of everybody's agreement that a rater begins with.
 const PRIOR: f64 = 4.0;

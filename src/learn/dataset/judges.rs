@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::completion::JudgeNote;
 
-use super::{Config, trust::Voice};
+use super::{Config, voice::Voice};
 
 /// Judgements' worth of caution that a judge begins with, and how often he is taken to be right in them.
 const PRIOR: f64 = 4.0;

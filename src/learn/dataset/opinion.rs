@@ -25,7 +25,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::agreement::Tally;
-use super::trust::{Voice, loudest};
+use super::voice::{Voice, loudest};
 use super::words::{Example, Features, Linear, of_answer, of_pair};
 use slopes::Likelihoods;
 

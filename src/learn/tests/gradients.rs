@@ -8,9 +8,10 @@ use super::{engine, tiny_model, tiny_model_on_tensors, watching};
 use crate::learn::{
     Method, MicroTokens, Online, Practice, Sequence, Watch,
     checkpoint::Trainee,
+    critic::{Critic, Targets},
     groups,
     policy_pass::logprobs,
-    ppo::{self, Critic, Prices, Targets},
+    ppo::{self, Prices},
     preference::{self, Judged, Pair, PairLoss},
     reward::{self, Example, Reads},
     rollouts::{Episode, Reward, Rollouts},
