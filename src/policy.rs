@@ -13,16 +13,17 @@ mod fetch;
 pub mod grammar;
 pub(crate) mod head;
 mod kv;
+mod layer;
 mod linear;
 pub mod lora;
 mod metrics;
 mod ops;
 mod packed;
-mod projection;
 mod prompt;
 pub mod request;
 mod rope;
 mod sampler;
+pub(crate) mod tape;
 #[cfg(test)]
 mod tests;
 mod tiny;
@@ -37,8 +38,8 @@ use std::{
 use candle_core::quantized::gguf_file;
 use serde::{Deserialize, Serialize};
 
-pub use architecture::{Architecture, Family};
-pub use backward::{AdapterGradient, Tape};
+pub use architecture::{Architecture, Family, RopeScaling};
+pub use backward::AdapterGradient;
 pub use batch::Batch;
 pub use decoder::Decoder;
 pub use device::{Device, is_out_of_memory};
@@ -51,7 +52,7 @@ pub use lora::{Adapter, Shape};
 pub use metrics::Metrics;
 pub use prompt::Vocabulary;
 pub use request::{Event, GenerateRequest, Generated, Sampling, Served, SubmitError, TokenLogprob};
-pub use rope::RopeScaling;
+pub use tape::Tape;
 pub use tiny::{family as tiny_family, write_tiny, write_tiny_of};
 
 /// What is served, and within which bounds.

@@ -2,8 +2,14 @@
 
 mod gguf;
 mod huggingface;
+mod scaling;
 
-use super::{Error, attention::Heads, lora::Target, rope::RopeScaling};
+use std::ops::Range;
+
+use super::Error;
+
+pub use scaling::RopeScaling;
+pub(super) use scaling::yarn_attention;
 
 /// Whose conventions a checkpoint follows. All are the same decoder with other parts switched on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +45,67 @@ pub struct Architecture {
     pub tied: bool,
     /// Tokens that end a turn.
     pub end_of_turn: Vec<u32>,
+}
+
+/// The linears of one layer, in the order in which a token passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    Query,
+    Key,
+    Value,
+    Output,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Target {
+    pub const ALL: [Self; 7] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// The module's name within a layer of a Hugging Face checkpoint.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The same without its block, as PEFT's `target_modules` have it.
+    pub(super) fn peft_name(self) -> &'static str {
+        self.module().split_once('.').map_or("", |(_, name)| name)
+    }
+}
+
+/// Head counts and width. `queries` is a multiple of `keys`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) dim: usize,
+    /// Places that a token sees, its own included; all if unset.
+    pub(crate) window: Option<usize>,
+}
+
+impl Heads {
+    pub(crate) fn scale(self) -> f32 {
+        (self.dim as f32).sqrt().recip()
+    }
+
+    /// The places that the token at `place` sees.
+    pub(super) fn seen(self, place: usize) -> Range<usize> {
+        let end = place + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    pub(super) fn key_columns(self) -> usize {
+        self.keys * self.dim
+    }
 }
 
 impl Architecture {

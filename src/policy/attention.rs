@@ -8,56 +8,21 @@ mod backward;
 #[cfg(feature = "cuda")]
 mod card;
 mod kernel;
+mod store;
 mod tensors;
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 pub(crate) use self::backward::attend_backward;
 use self::kernel::{TOGETHER, Task, Vector};
-use super::{kv::Store, ops::read};
+pub(crate) use self::store::Store;
+use super::{architecture::Heads, batch::Span, ops::read};
 
 /// Multiplications below which waking a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
-
-/// The rows of one sequence within a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// First row.
-    pub start: usize,
-    /// Number of rows.
-    pub len: usize,
-    /// Place of the first row within its sequence.
-    pub position: usize,
-}
-
-/// Head counts and width. `queries` is a multiple of `keys`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Heads {
-    pub(crate) queries: usize,
-    pub(crate) keys: usize,
-    pub(crate) dim: usize,
-    /// Places that a token sees, its own included; all if unset.
-    pub(crate) window: Option<usize>,
-}
-
-impl Heads {
-    pub(crate) fn scale(self) -> f32 {
-        (self.dim as f32).sqrt().recip()
-    }
-
-    /// The places that the token at `place` sees.
-    fn seen(self, place: usize) -> Range<usize> {
-        let end = place + 1;
-        self.window.map_or(0, |window| end.saturating_sub(window))..end
-    }
-
-    fn key_columns(self) -> usize {
-        self.keys * self.dim
-    }
-}
 
 /// Which places the rows of a pass see and where these lie, wherever the kernels on slices do not work. It is the same in
 /// all layers, and written down once a pass.
@@ -260,6 +225,8 @@ fn tasks<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use candle_core::Device;
     use rand::{RngExt, SeedableRng, rngs::StdRng};
 

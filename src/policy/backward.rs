@@ -4,61 +4,20 @@
 //! intermediate of the graph. Here the base is frozen by construction: a linear's backward is `dx = dy W` and the two
 //! low-rank products.
 
-use std::ops::Range;
-
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
+    architecture::Target,
     attention::attend_backward,
     batch::Batch,
     decoder::{Decoder, Places},
     device::on_slices,
     linear::Linear,
-    lora::{Adapter, Target},
+    lora::Adapter,
     ops::{rms_norm_backward, swiglu_backward, tensors::product},
+    tape::{LayerTape, PartTape, Tape},
 };
-
-/// What one layer keeps of its forward pass; rows as in the batch, from the attention's output on only the wanted ones in
-/// the last layer.
-#[derive(Debug)]
-pub(crate) struct LayerTape {
-    pub(crate) x: Tensor,
-    pub(crate) normed: Tensor,
-    /// Query and key before each head's norm, where there is one.
-    pub(crate) bare: Option<(Tensor, Tensor)>,
-    pub(crate) q: Tensor,
-    pub(crate) k: Tensor,
-    pub(crate) v: Tensor,
-    pub(crate) attention: Tensor,
-    pub(crate) middle: Tensor,
-    pub(crate) mlp_normed: Tensor,
-    pub(crate) gate: Tensor,
-    pub(crate) up: Tensor,
-    pub(crate) activated: Tensor,
-    /// `scale · x Aᵀ` of each linear, `[rows, rank]`, in the order of [`Target::ALL`].
-    pub(crate) low_rank: Vec<Option<Tensor>>,
-}
-
-/// What the layers from `first_layer` on keep of one forward pass.
-#[derive(Debug)]
-pub struct Tape {
-    pub(crate) first_layer: usize,
-    pub(crate) parts: Vec<PartTape>,
-    /// The hidden states after the last norm, `[wanted, hidden]`.
-    pub(crate) hidden: Tensor,
-}
-
-/// The tape of some whole sequences of the batch.
-#[derive(Debug)]
-pub(crate) struct PartTape {
-    /// Its wanted rows among those of the whole batch.
-    pub(crate) rows: Range<usize>,
-    pub(crate) batch: Batch,
-    pub(crate) layers: Vec<LayerTape>,
-    /// The input of the last norm.
-    pub(crate) last: Tensor,
-}
 
 /// The gradient of a loss with respect to an adapter, summed over micro-batches.
 ///
@@ -69,13 +28,6 @@ pub struct AdapterGradient {
     pairs: Vec<Option<(Tensor, Tensor)>>,
     /// `[1, hidden]`, for adapters with a scalar head.
     pub score: Option<Tensor>,
-}
-
-impl Tape {
-    /// The hidden states that the pass ended with, `[wanted, hidden]`.
-    pub fn hidden(&self) -> &Tensor {
-        &self.hidden
-    }
 }
 
 impl AdapterGradient {

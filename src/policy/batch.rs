@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{attention::Span, lora::Adapter};
+use super::lora::Adapter;
 
 /// Rows below which a thread of its own costs more than it saves: every thread unpacks the weights once more.
 const LEAST_ROWS: usize = 128;
@@ -18,6 +18,17 @@ pub struct Batch {
     /// Rows whose hidden states are wanted in the end, ascending; all if unset. Of the others the last layer needs keys and
     /// values, and no more.
     pub wanted: Option<Vec<u32>>,
+}
+
+/// The rows of one sequence within a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+    /// Place of the first row within its sequence.
+    pub position: usize,
 }
 
 /// Rows and the adapter that changes them, ascending and disjoint.

@@ -17,7 +17,7 @@ use candle_core::{
     },
 };
 
-use super::attention::Heads;
+use super::architecture::Heads;
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 

@@ -10,30 +10,17 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    architecture::Architecture,
-    attention::{Past, Reach, Span, attend, blocks_of},
-    backward::{LayerTape, PartTape, Tape},
-    batch::{Adapted, Batch},
+    architecture::{Architecture, Target},
+    attention::{Past, Reach, attend, blocks_of},
+    batch::{Adapted, Batch, Span},
     device::{Placement, on_slices, product_rate},
     kv::KvCache,
+    layer::Layer,
     linear::Linear,
-    lora::Target,
     ops::{read, rms_norm, sum, swiglu},
     rope::{Angles, Rope},
+    tape::{LayerTape, PartTape, Tape},
 };
-
-/// One block. Each linear is `[out, in]`.
-#[derive(Debug)]
-pub(crate) struct Layer {
-    pub(crate) attention_norm: Tensor,
-    pub(crate) mlp_norm: Tensor,
-    /// In the order of [`Target::ALL`].
-    pub(crate) linears: [Linear; 7],
-    /// Of query, key and value, in families that have them: `[out]`.
-    pub(crate) biases: Option<[Tensor; 3]>,
-    /// Of each head's query and key, in families that have them: `[head_dim]`.
-    pub(crate) head_norms: Option<[Tensor; 2]>,
-}
 
 /// The frozen base: one copy of the weights, shared by the policy, the reward and value models and the reference.
 #[derive(Debug)]

@@ -3,8 +3,6 @@
 //! Kwon et al., *Efficient Memory Management for Large Language Model Serving with PagedAttention*, 2023; the index of
 //! prefixes is a chain of digests, one a block.
 
-mod store;
-
 use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
 use candle_core::Result;
@@ -14,13 +12,10 @@ use sha2::{Digest, Sha256};
 use crate::completion::Version;
 
 use super::{
-    architecture::Architecture,
-    attention::{BLOCK, Heads, Past, write_block},
-    decoder::Decoder,
+    architecture::{Architecture, Heads},
+    attention::{BLOCK, Past, Store, write_block},
     device::Placement,
 };
-
-pub(crate) use self::store::Store;
 
 /// Keys and values of [`BLOCK`] places in all layers.
 #[derive(Debug)]
@@ -54,12 +49,10 @@ pub struct KvCache {
 
 impl KvCache {
     /// An empty cache with blocks for `places`, from a pool of its own.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn of(decoder: &Decoder, places: usize) -> Result<Self> {
+    #[cfg(test)]
+    pub(crate) fn of(architecture: &Architecture, placement: &Placement, places: usize) -> Result<Self> {
         let tokens = places.next_multiple_of(BLOCK);
-        let mut pool = Pool::new(&decoder.architecture, tokens, &decoder.placement())?;
+        let mut pool = Pool::new(architecture, tokens, placement)?;
         let own = (0..tokens / BLOCK).filter_map(|_| pool.take()).collect();
         Ok(Self { own, ..Self::default() })
     }

@@ -16,45 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error,
-    architecture::Architecture,
+    architecture::{Architecture, Target},
     device::Placement,
     ops::{add_scaled, for_each_row, read},
     packed::Lanes,
 };
-
-/// The linears of one layer, in the order in which a token passes them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    Query,
-    Key,
-    Value,
-    Output,
-    Gate,
-    Up,
-    Down,
-}
-
-impl Target {
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
-
-    /// The module's name within a layer of a Hugging Face checkpoint.
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Query => "self_attn.q_proj",
-            Self::Key => "self_attn.k_proj",
-            Self::Value => "self_attn.v_proj",
-            Self::Output => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
-    fn peft_name(self) -> &'static str {
-        self.module().split_once('.').map_or("", |(_, name)| name)
-    }
-}
 
 /// One linear's low-rank pair: `a` is `[rank, in]`, `b` is `[out, rank]`.
 #[derive(Debug, Clone)]

@@ -288,7 +288,7 @@ pub(super) mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::policy::rope::{Rope, RopeScaling};
+    use crate::policy::{RopeScaling, rope::Rope};
 
     pub(crate) fn matrix(rows: usize, columns: usize, seed: u32) -> Tensor {
         let mut state = seed.wrapping_mul(2_654_435_761).max(1);

@@ -84,7 +84,7 @@ fn cached_decoding_equals_the_full_pass() {
     let decoder = decoder();
     let adapter = trained(&decoder, 0);
     let full = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
-    let mut cache = KvCache::of(&decoder, 64).unwrap();
+    let mut cache = KvCache::of(&decoder.architecture, &decoder.placement(), 64).unwrap();
     let mut stepped = Vec::new();
     for chunk in [&TOKENS[..3], &TOKENS[3..4], &TOKENS[4..]] {
         let mut batch = Batch::default();
@@ -138,7 +138,8 @@ fn what_is_not_wanted_is_left_out_and_changes_nothing() {
     for wanted in [vec![], vec![3], vec![0, 4, 5, 11, 12, 19], (0..20).collect()] {
         let expected: Vec<Vec<f32>> = wanted.iter().map(|row| all[*row as usize].clone()).collect();
         let batch = mixed.clone().wanting(wanted);
-        let mut caches: Vec<KvCache> = (0..4).map(|_| KvCache::of(&decoder, 64).unwrap()).collect();
+        let mut caches: Vec<KvCache> =
+            (0..4).map(|_| KvCache::of(&decoder.architecture, &decoder.placement(), 64).unwrap()).collect();
         let stepped = decoder.step(&batch, &mut caches.iter_mut().collect::<Vec<_>>()).unwrap();
         for found in [decoder.hidden(&batch).unwrap(), stepped] {
             assert_eq!(found.dims(), [expected.len(), decoder.architecture.hidden]);

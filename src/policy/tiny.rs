@@ -6,7 +6,9 @@ use candle_core::safetensors;
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer, models::bpe::BPE, pre_tokenizers::byte_level::ByteLevel};
 
-use super::{Architecture, Decoder, Error, Family, RopeScaling, device::Placement, rope};
+use super::{
+    Architecture, Decoder, Error, Family, RopeScaling, architecture::yarn_attention, device::Placement,
+};
 
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
@@ -48,7 +50,7 @@ pub fn family(name: &str) -> Option<Architecture> {
         }
         "mistral" => Some(Architecture { family: Family::Mistral, window: Some(3), ..tiny }),
         "qwen2" => {
-            let attention_factor = rope::yarn_attention(factor);
+            let attention_factor = yarn_attention(factor);
             let (beta_fast, beta_slow) = (32.0, 1.0);
             let rope_scaling = RopeScaling::Yarn { factor, beta_fast, beta_slow, attention_factor, original };
             Some(Architecture { family: Family::Qwen2, rope_scaling, tied: false, ..tiny })

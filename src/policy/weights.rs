@@ -12,11 +12,11 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
     Error,
-    architecture::{Architecture, Family},
-    decoder::{Decoder, Layer},
+    architecture::{Architecture, Family, Target},
+    decoder::Decoder,
     device::Placement,
+    layer::Layer,
     linear::Linear,
-    lora::Target,
     rope::Rope,
 };
 

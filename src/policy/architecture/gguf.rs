@@ -2,11 +2,8 @@
 
 use candle_core::quantized::gguf_file::{Content, Value};
 
-use super::{Architecture, Family};
-use crate::policy::{
-    Error,
-    rope::{RopeScaling, yarn_attention},
-};
+use super::{Architecture, Family, RopeScaling, yarn_attention};
+use crate::policy::Error;
 
 /// The keys of one architecture's metadata.
 struct Keys<'a> {

@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::RopeScaling;
 use super::{Architecture, Family};
-use crate::policy::{Error, rope::RopeScaling};
+use crate::policy::Error;
 
 /// `eos_token_id` is one id or several.
 #[derive(Deserialize)]

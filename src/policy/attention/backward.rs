@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Heads, Span};
 use crate::policy::ops::{dot, exp, for_each_row, read};
+use crate::policy::{architecture::Heads, batch::Span};
 
 /// Query rows whose weights are held at a time. Places after a tile's last row are never computed.
 const TILE: usize = 128;

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Heads, Span};
 use crate::policy::card::{self, Sights};
+use crate::policy::{architecture::Heads, batch::Span};
 
 /// Which places the rows of a pass see, and where these lie.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Result, Tensor};
 
-use super::{Heads, Span};
 use crate::policy::ops::tensors::{product, widened};
+use crate::policy::{architecture::Heads, batch::Span};
 
 /// Scores that are held at a time: 256 MB of f32.
 const SCORES: usize = 1 << 26;
@@ -254,9 +254,8 @@ mod tests {
 
     use super::*;
     use crate::policy::{
-        attention::{Past, Reach, attend, attend_backward, blocks_of},
+        attention::{Past, Reach, Store, attend, attend_backward, blocks_of},
         device::Placement,
-        kv::Store,
         ops::{tensors::tests::gap, tests::matrix},
     };
 

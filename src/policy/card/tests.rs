@@ -4,11 +4,12 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::policy::{
-    attention::{Reach, Span},
+    RopeScaling,
+    attention::{Reach, Store},
+    batch::Span,
     device::{Placement, on_host},
-    kv::Store,
     ops::{self, tests::matrix},
-    rope::{Rope, RopeScaling},
+    rope::Rope,
 };
 
 /// As in the tests beside: without a card they say so and pass.

@@ -67,8 +67,9 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::policy::{
+        RopeScaling,
         ops::{self, tests::matrix},
-        rope::{Rope, RopeScaling},
+        rope::Rope,
     };
 
     /// The widest gap between two tensors of any type.

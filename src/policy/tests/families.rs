@@ -75,7 +75,7 @@ fn every_family_steps_and_learns_as_it_reads() {
         let decoder = of(family);
         let adapter = trained(&decoder, 0);
         let full = rows(&decoder.hidden(&Batch::of([&TOKENS[..]], Some(&adapter))).unwrap());
-        let mut cache = KvCache::of(&decoder, 64).unwrap();
+        let mut cache = KvCache::of(&decoder.architecture, &decoder.placement(), 64).unwrap();
         let mut stepped = Vec::new();
         for chunk in [&TOKENS[..3], &TOKENS[3..4], &TOKENS[4..]] {
             let mut batch = Batch::default();

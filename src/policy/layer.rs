@@ -1,15 +1,27 @@
-//! A layer's linears with the adapters' low-rank updates.
+//! A layer's weights, and its linears with the adapters' low-rank updates.
 
 use candle_core::{Result, Tensor};
 
 use super::{
+    architecture::Target,
     batch::Adapted,
-    decoder::Layer,
     linear::Linear,
-    lora::Target,
     ops::sum,
     packed::{Packed, Update},
 };
+
+/// One block. Each linear is `[out, in]`.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) attention_norm: Tensor,
+    pub(crate) mlp_norm: Tensor,
+    /// In the order of [`Target::ALL`].
+    pub(crate) linears: [Linear; 7],
+    /// Of query, key and value, in families that have them: `[out]`.
+    pub(crate) biases: Option<[Tensor; 3]>,
+    /// Of each head's query and key, in families that have them: `[head_dim]`.
+    pub(crate) head_norms: Option<[Tensor; 2]>,
+}
 
 impl Layer {
     /// The products of some linears with one input, adapters applied; appends to `low_rank` the last adapter's low-rank middle
