@@ -51,7 +51,7 @@ pub use kv::KvCache;
 pub use lora::{Adapter, Shape};
 pub use metrics::Metrics;
 pub use prompt::Vocabulary;
-pub use request::{Event, GenerateRequest, Generated, Sampling, Served, SubmitError, TokenLogprob};
+pub use request::{Drawn, Event, GenerateRequest, Generated, Sampling, Served, SubmitError, TokenLogprob};
 pub use tape::Tape;
 pub use tiny::{family as tiny_family, write_tiny, write_tiny_of};
 

@@ -1,4 +1,5 @@
-//! PPO's value model: what the answers of an iteration were worth beside what was expected of them (steps 2 to 4 in [`super::ppo`]).
+//! PPO's value model, and what the answers of an iteration were worth beside what it expected: steps 2 to 4 of
+//! [`super::ppo`].
 
 use candle_core::{DType, Tensor};
 

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use rand::{RngExt, rngs::StdRng};
 
 use crate::completion::{FinishReason, Prompt};
-use crate::policy::{Adapter, Engine, Event, GenerateRequest, Model, Sampling, Served};
+use crate::policy::{Adapter, Drawn, Engine, Event, GenerateRequest, Model, Sampling, Served};
 
 use super::{
     Error, RewardModel, Sequence, Watch,
@@ -71,6 +71,8 @@ pub(crate) struct Episode {
     pub(crate) sequence: Sequence,
     /// The place of its prompt among those that were asked.
     pub(crate) place: usize,
+    /// Of each token of the answer.
+    pub(crate) drawn: Vec<Drawn>,
 }
 
 impl Episode {
@@ -100,10 +102,8 @@ pub(crate) struct Rollouts {
 
 /// Of a micro-batch or a part of it, as in [`Rollouts`].
 struct Part {
-    logprobs: Vec<Vec<f32>>,
     reference: Vec<Vec<f32>>,
     surprise: Vec<Vec<f32>>,
-    entropy: f64,
     scores: Vec<f32>,
     trunks: Trunks,
 }
@@ -155,8 +155,9 @@ impl Practice<'_> {
         self.engine.model()
     }
 
-    /// Answers to the prompts, their scores, and their log-probabilities under policy and reference. The base passes each
-    /// answer once, for the reference as for all that is computed on top of it, the value model `value` included.
+    /// Answers to the prompts, their scores, and their log-probabilities under policy and reference. The policy's are those
+    /// that the answers were drawn by, so that it passes them no second time. The base passes each answer once, for the
+    /// reference as for all that is computed on top of it, the value model `value` included.
     pub(crate) fn play(
         &self,
         (policy, value): (&Arc<Adapter>, Option<&Adapter>),
@@ -173,17 +174,19 @@ impl Practice<'_> {
             micro: MicroBatch::pack(&sequences, watch.micro_tokens.get()),
             trunks: Vec::new(),
             scores: Vec::new(),
-            logprobs: Vec::new(),
+            logprobs: of_drawn(&episodes, |drawn| drawn.logprob),
             reference: Vec::new(),
             surprise: Vec::new(),
-            entropy: 0.0,
+            entropy: of_drawn(&episodes, |drawn| drawn.entropy)
+                .iter()
+                .flatten()
+                .map(|nats| f64::from(*nats))
+                .sum(),
             episodes,
         };
         for micro in &out.micro {
             let mut trunks: BTreeMap<usize, Vec<Tensor>> = BTreeMap::new();
-            for part in watch.in_memory(micro, &mut (), |micro, ()| self.part(policy, micro, &layers))? {
-                out.entropy += part.entropy;
-                out.logprobs.extend(part.logprobs);
+            for part in watch.in_memory(micro, &mut (), |micro, ()| self.part(micro, &layers))? {
                 out.reference.extend(part.reference);
                 out.surprise.extend(part.surprise);
                 out.scores.extend(part.scores);
@@ -208,12 +211,7 @@ impl Practice<'_> {
     }
 
     /// What is to be known of a micro-batch or a part of it.
-    fn part(
-        &self,
-        policy: &Arc<Adapter>,
-        micro: &MicroBatch,
-        layers: &BTreeSet<usize>,
-    ) -> Result<Part, Error> {
+    fn part(&self, micro: &MicroBatch, layers: &BTreeSet<usize>) -> Result<Part, Error> {
         let (decoder, temperature) = (&self.model().decoder, self.config.temperature);
         let batch = micro.batch();
         let mut trunks = Trunks::new();
@@ -223,13 +221,6 @@ impl Practice<'_> {
             trunks.insert(*layer, last.0.clone());
         }
         let of_base = logprobs(decoder, micro, (&last.0, last.1), None, temperature)?;
-        let of_policy = logprobs(
-            decoder,
-            micro,
-            (&trunks[&policy.first_layer], policy.first_layer),
-            Some(policy),
-            temperature,
-        )?;
         let scores = match self.reward {
             Reward::Model { model, pessimism } => {
                 model.cautious_from(self.model(), micro, &trunks[&model.adapter.first_layer], pessimism)?
@@ -237,10 +228,8 @@ impl Practice<'_> {
             Reward::Rule(_) => Vec::new(),
         };
         Ok(Part {
-            logprobs: micro.by_sequence(&of_policy.logprobs),
             reference: micro.by_sequence(&of_base.logprobs),
             surprise: micro.by_sequence(&of_base.surprise()),
-            entropy: of_policy.entropies.iter().map(|entropy| f64::from(*entropy)).sum(),
             scores,
             trunks,
         })
@@ -290,7 +279,7 @@ impl Practice<'_> {
             let ended = generated.finish_reason == FinishReason::Stop;
             let sequence = Sequence::sampled(self.model(), &start, &generated.tokens, ended);
             if !sequence.answer().is_empty() {
-                episodes.push(Episode { sequence, place });
+                episodes.push(Episode { sequence, place, drawn: generated.drawn });
             }
         }
         if episodes.is_empty() {
@@ -298,6 +287,10 @@ impl Practice<'_> {
         }
         Ok(episodes)
     }
+}
+
+fn of_drawn(episodes: &[Episode], what: impl Fn(&Drawn) -> f32) -> Vec<Vec<f32>> {
+    episodes.iter().map(|episode| episode.drawn.iter().map(&what).collect()).collect()
 }
 
 /// `count` prompts, half of them from `wanted` as far as both lists hold any.

@@ -4,6 +4,7 @@ mod bandit;
 mod gradients;
 mod resume;
 mod reward;
+mod rollouts;
 
 use std::sync::Arc;
 

@@ -12,6 +12,7 @@ use super::{
     device::on_slices,
     linear::Linear,
     ops::{add_scaled, exp, for_each_row, read},
+    request::Drawn,
 };
 
 /// Rows whose logits a thread holds at a time: 64 · 49152 · 4 bytes are 12 MB.
@@ -154,13 +155,24 @@ fn softmax(logits: &[f32], sharpness: f32, probabilities: &mut [f32]) -> [f32; 2
     [most + sum.ln(), sum.ln() - product / sum]
 }
 
+/// How likely `token` is by one row of logits.
+pub(crate) fn drawn(token: u32, logits: &[f32], temperature: f64) -> Drawn {
+    let temperature = temperature as f32;
+    let [log_sum, entropy] = sums(logits, temperature.recip(), &mut vec![0f32; logits.len()]);
+    Drawn { logprob: logits[token as usize] / temperature - log_sum, entropy }
+}
+
+fn sums(logits: &[f32], sharpness: f32, probabilities: &mut [f32]) -> [f32; 2] {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || softmax(logits, sharpness, probabilities),
+    )
+}
+
 /// `log softmax(logits)` of one row, for the log-probabilities that a client asks for.
 pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let mut scratch = vec![0f32; logits.len()];
-    let [log_sum, _] = pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || softmax(logits, 1.0, &mut scratch),
-    );
+    let [log_sum, _] = sums(logits, 1.0, &mut scratch);
     scratch.fill(-log_sum);
     add_scaled(&mut scratch, 1.0, logits);
     scratch

@@ -96,11 +96,23 @@ pub enum Event {
     Failed(String),
 }
 
+/// How likely a drawn token was, at the temperature at which it was drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Drawn {
+    /// `log π(token)` in nats.
+    pub logprob: f32,
+    /// Of the distribution that it was drawn from, in nats.
+    pub entropy: f32,
+}
+
 /// The end of one sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
     /// Without the end-of-turn token.
     pub tokens: Vec<u32>,
+    /// Of the tokens and of an end of turn behind them, for which [`super::Model::end_of_turn`] stands; empty for
+    /// clients, and at temperature 0.
+    pub drawn: Vec<Drawn>,
     pub finish_reason: FinishReason,
     /// Mean of `log π − log π_ref` over the answer in nats per token, where it was sampled.
     pub kl: Option<f64>,

@@ -23,7 +23,7 @@ pub(crate) struct LayerTape {
     pub(crate) gate: Tensor,
     pub(crate) up: Tensor,
     pub(crate) activated: Tensor,
-    /// `scale · x Aᵀ` of each linear, `[rows, rank]`, in the order of [`Target::ALL`].
+    /// `scale · x Aᵀ` of each linear, `[rows, rank]`, in the order of [`super::architecture::Target::ALL`].
     pub(crate) low_rank: Vec<Option<Tensor>>,
 }
 

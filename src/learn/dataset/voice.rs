@@ -12,7 +12,7 @@ pub struct Voice<'a> {
     pub who: String,
     /// Whether `who` is a rater by name.
     pub named: bool,
-    /// Whether `who` is a judge model, which [`judges`] weighs.
+    /// Whether `who` is a judge model, which [`super::judges`] weighs.
     pub ai: bool,
     /// What is judged: an answer, or two.
     pub subject: u64,

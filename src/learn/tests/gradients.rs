@@ -29,7 +29,7 @@ fn sequences() -> Vec<Sequence> {
 }
 
 /// Matrix `number` holds `0.12 cos(0.37 · number + 0.61 · place)`.
-fn adapter(model: &Model, heads: usize) -> Arc<Adapter> {
+pub(super) fn adapter(model: &Model, heads: usize) -> Arc<Adapter> {
     let shape = Shape { rank: 4, alpha: 8.0, first_layer: 0, heads };
     let bare = Adapter::new(&model.decoder.architecture, shape, 0).unwrap();
     let mut parameters = bare.parameters().unwrap();
@@ -182,7 +182,7 @@ fn rollouts(model: &Model, adapter: &Arc<Adapter>, (size, speed): (f64, f64), wa
         episodes: own
             .iter()
             .enumerate()
-            .map(|(place, sequence)| Episode { sequence: sequence.clone(), place })
+            .map(|(place, sequence)| Episode { sequence: sequence.clone(), place, drawn: Vec::new() })
             .collect(),
         micro: MicroBatch::pack(&own, watch.micro_tokens.get()),
         trunks: Vec::new(),

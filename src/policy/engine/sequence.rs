@@ -9,10 +9,10 @@ use crate::completion::{FinishReason, Version};
 use crate::policy::{
     Adapter, Batch, Decoder, KvCache, Model,
     attention::BLOCK,
-    head::log_softmax,
+    head::{drawn, log_softmax},
     kv::{Name, Pool, name},
     prompt::Detokenizer,
-    request::{Event, GenerateRequest, Generated, Served, TokenLogprob},
+    request::{Drawn, Event, GenerateRequest, Generated, Served, TokenLogprob},
     sampler::{Sampler, Scratch},
 };
 
@@ -34,6 +34,8 @@ pub(super) struct Sequence {
     names: Vec<Name>,
     /// Tokens of the prompt whose keys and values somebody else had computed.
     cached_tokens: usize,
+    /// Of what the learner had drawn.
+    drawn: Vec<Drawn>,
     finish_reason: Option<FinishReason>,
     /// Its grammar has given up.
     failed: bool,
@@ -53,6 +55,7 @@ impl Sequence {
             tokens: request.prompt.clone(),
             names: Vec::new(),
             cached_tokens: 0,
+            drawn: Vec::new(),
             finish_reason: None,
             failed: false,
             first_token_seconds: 0.0,
@@ -167,7 +170,12 @@ impl Sequence {
         if self.answer().is_empty() {
             self.first_token_seconds = self.submitted.elapsed().as_secs_f64();
         }
-        if model.decoder.architecture.end_of_turn.contains(&token) {
+        let ends = model.decoder.architecture.end_of_turn.contains(&token);
+        if !self.is_client && self.request.sampling.temperature > 0.0 {
+            let learned = model.end_of_turn().filter(|_| ends).unwrap_or(token);
+            self.drawn.push(drawn(learned, logits, self.request.sampling.temperature));
+        }
+        if ends {
             self.finish_reason = Some(FinishReason::Stop);
             return;
         }
@@ -215,7 +223,9 @@ impl Sequence {
         }
         let kl = if measure && self.is_client() { self.kl(&model.decoder)? } else { None };
         let tokens = self.tokens.split_off(self.request.prompt.len());
+        let drawn = std::mem::take(&mut self.drawn);
         self.send(Event::Done(Generated {
+            drawn,
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Length),
             kl,
             version: self.served.as_ref().map_or_else(Version::default, |served| served.version),
