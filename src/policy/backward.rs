@@ -256,10 +256,8 @@ impl LayerPass<'_> {
             let weight = self.weight(*target);
             let (rows, below) = rest.split_at_mut(weight.dims().iter().product());
             rest = below;
-            weight.unpack(rows)?;
-            if let Some(pair) = self.adapter.pair(self.layer, *target) {
-                pair.add_to(rows, self.adapter.scale() as f32)?;
-            }
+            let pair = self.adapter.pair(self.layer, *target);
+            weight.unpack(rows, pair.map(|pair| (pair, self.adapter.scale())))?;
         }
         Tensor::from_vec(merged, (out, input), &Device::Cpu)
     }

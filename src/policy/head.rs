@@ -65,16 +65,16 @@ impl Decoder {
             return tensors::token_logprobs(&self.head, hidden, targets, temperature, slopes);
         }
         let rows = hidden.dim(0)?;
-        // Unpacked once for all chunks.
-        let head = if slopes { Linear::Dense(self.head.dense()?) } else { self.head.clone() };
+        // For the way back, unpacked once for all chunks.
+        let dense = slopes.then(|| self.head.dense()).transpose()?.map(Linear::Dense);
         let starts: Vec<usize> = (0..rows).step_by(CHUNK).collect();
         let chunks = starts.par_iter().map(|start| {
             let len = CHUNK.min(rows - start);
             let targets = &targets[*start..start + len];
             let mut out = TokenLogprobs::default();
-            let logits = head.forward(&hidden.narrow(0, *start, len)?)?;
+            let logits = self.head.forward(&hidden.narrow(0, *start, len)?)?;
             let probabilities = softmax_rows(&logits, targets, temperature as f32, &mut out)?;
-            if slopes {
+            if let Some(head) = &dense {
                 let mean = head.backward(&probabilities)?;
                 out.slopes = Some(((head.select(targets)? - mean)? / temperature)?);
             }

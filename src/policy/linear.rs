@@ -9,6 +9,7 @@ use candle_core::{
 
 use super::{
     device::Placement,
+    lora::Pair,
     ops::read,
     packed::{Bits, Packed},
 };
@@ -58,12 +59,16 @@ impl Linear {
         if placement.has_slices() { Ok(self) } else { Ok(Self::Dense(placement.place(&self.dense()?)?)) }
     }
 
-    /// [`Linear::dense`] into a place of that size.
-    pub(crate) fn unpack(&self, dense: &mut [f32]) -> Result<()> {
+    /// [`Linear::dense`] into a place of that size, with a pair's `scale · B A` in it.
+    pub(crate) fn unpack(&self, dense: &mut [f32], update: Option<(&Pair, f64)>) -> Result<()> {
         match self {
-            Self::Dense(tensor) => read(tensor, |weights| dense.copy_from_slice(weights)),
+            Self::Dense(tensor) => {
+                read(tensor, |weights| dense.copy_from_slice(weights))?;
+                update.map_or(Ok(()), |(pair, scale)| pair.add_to(dense, scale as f32))
+            }
             Self::Packed(packed) => {
-                packed.unpack(dense);
+                let update = update.map(|(pair, scale)| pair.lanes(scale)).transpose()?;
+                packed.unpack(dense, update);
                 Ok(())
             }
         }

@@ -7,10 +7,10 @@ mod update;
 
 use candle_core::{Device, Result, Tensor};
 use half::f16;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
-use self::update::Beside;
+use self::update::{Beside, Merge};
 pub(crate) use self::update::{Lanes, Update};
 use super::ops::read;
 
@@ -117,26 +117,25 @@ impl Packed {
     /// `[out, in]` in f32.
     pub(crate) fn dense(&self) -> Vec<f32> {
         let mut dense = vec![0f32; self.out * self.input];
-        self.unpack(&mut dense);
+        self.unpack(&mut dense, None);
         dense
     }
 
-    /// [`Packed::dense`] into a place of that size.
-    pub(crate) fn unpack(&self, dense: &mut [f32]) {
+    /// [`Packed::dense`] into a place of that size, with an update's `B A` in it.
+    pub(crate) fn unpack(&self, dense: &mut [f32], update: Option<&[Lanes; 2]>) {
         let arch = Arch::new();
-        let strips = self.vectors.par_chunks_exact(self.strip());
+        let strips = self.vectors.par_chunks_exact(self.strip()).enumerate();
         dense.par_chunks_mut(STRIP * self.input).zip(strips).for_each_init(
             || vec![0f32; STRIP * self.input],
-            |columns, (rows, strip)| {
+            |columns, (rows, (nth, strip))| {
                 match self.bits {
                     Bits::Four => arch.dispatch(Unpack::<4> { strip, zero: self.zero, columns }),
                     Bits::Eight => arch.dispatch(Unpack::<8> { strip, zero: self.zero, columns }),
                 }
-                for (lane, row) in rows.chunks_exact_mut(self.input).enumerate() {
-                    for (weight, column) in row.iter_mut().zip(columns.chunks_exact(STRIP)) {
-                        *weight = column[lane];
-                    }
+                if let Some([a, b]) = update {
+                    arch.dispatch(Merge { a, b: b.strip(nth), columns });
                 }
+                arch.dispatch(Transpose { columns, input: self.input, rows });
             },
         );
     }
@@ -224,9 +223,13 @@ fn interleaved(x: &[f32], input: usize, groups: &[usize]) -> Vec<f32> {
     let mut start = 0;
     for size in groups {
         let range = start * input..(start + size) * input;
-        for (nth, row) in x[range.clone()].chunks_exact(input).enumerate() {
-            for (place, value) in panels[range.clone()].iter_mut().skip(nth).step_by(*size).zip(row) {
-                *place = *value;
+        // Some inputs at a time, so that what is written stays in the cache until it is full.
+        for (nth, panel) in panels[range.clone()].chunks_mut(STRIP * size).enumerate() {
+            let rows = x[range.clone()].chunks_exact(input).map(|row| &row[nth * STRIP..]);
+            for (nth, row) in rows.enumerate() {
+                for (place, value) in panel.iter_mut().skip(nth).step_by(*size).zip(row) {
+                    *place = *value;
+                }
             }
         }
         start += size;
@@ -449,6 +452,29 @@ impl<const BITS: usize> WithSimd for Unpack<'_, BITS> {
                     let word = block[(1 + at / (32 / BITS)) * registers + register];
                     columns[at * registers + register] =
                         weights::<S, BITS>(simd, word, at % (32 / BITS), line);
+                }
+            }
+        }
+    }
+}
+
+/// The lanes of each input as rows, a square of [`STRIP`] at a time: what it reads stays in the cache.
+struct Transpose<'a> {
+    columns: &'a [f32],
+    input: usize,
+    rows: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (nth, square) in self.columns.as_chunks::<STRIP>().0.as_chunks::<STRIP>().0.iter().enumerate() {
+            for (lane, row) in self.rows.chunks_exact_mut(self.input).enumerate() {
+                let row = &mut row[nth * STRIP..(nth + 1) * STRIP];
+                for (weight, column) in row.iter_mut().zip(square) {
+                    *weight = column[lane];
                 }
             }
         }
