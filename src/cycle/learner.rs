@@ -121,7 +121,7 @@ impl Learner {
             let mut run = Run { parts, engine, shared, cancelled: of_thread, update: started };
             let learned = learn::Pace::threads()
                 .map_err(Stopped::from)
-                .and_then(|threads| threads.install(|| run.learn()));
+                .and_then(|threads| run.engine.clone().beside(|| threads.install(|| run.learn())));
             if let Err(Stopped::Failed(fault)) = &learned {
                 error!(update = %run.update.id, fault, "the update failed");
             }

@@ -22,7 +22,7 @@ use std::{
 };
 
 use candle_core::{Result as DeviceResult, Tensor};
-use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc as events, watch};
 use tracing::error;
@@ -64,6 +64,8 @@ struct Load {
     /// Requests of clients, waiting or running; rollouts of the learner are not counted.
     clients: AtomicUsize,
     finished: AtomicU64,
+    /// Trainings under way.
+    trainings: AtomicUsize,
     /// Microseconds between two answers' ends, lately.
     pace: AtomicU64,
 }
@@ -105,6 +107,7 @@ impl Engine {
             load: Arc::clone(&load),
             metrics,
             pool,
+            half: Arc::new(half_of_the_threads()?),
             arriving,
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -227,6 +230,29 @@ impl Engine {
             thread::sleep(Duration::from_millis(5));
         }
     }
+
+    /// Runs a training, beside which the engine's small steps are done by half of its threads.
+    pub fn beside<T>(&self, training: impl FnOnce() -> T) -> T {
+        let trainings = &self.inner.load.trainings;
+        trainings.fetch_add(1, Ordering::Relaxed);
+        let _trained = Trained(trainings);
+        training()
+    }
+}
+
+/// Ends a training, also one that panics.
+struct Trained<'a>(&'a AtomicUsize);
+
+impl Drop for Trained<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn half_of_the_threads() -> Result<ThreadPool, Error> {
+    let threads = (rayon::current_num_threads() / 2).max(1);
+    let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|nth| format!("step-{nth}")).build();
+    pool.map_err(|fault| Error::Io(std::io::Error::other(fault)))
 }
 
 /// What the thread owns.
@@ -237,6 +263,7 @@ struct Loop {
     load: Arc<Load>,
     metrics: Metrics,
     pool: Pool,
+    half: Arc<ThreadPool>,
     arriving: mpsc::Receiver<Vec<Sequence>>,
     /// Those that were interrupted first, then in the order of their arrival.
     waiting: VecDeque<Sequence>,
@@ -250,8 +277,13 @@ impl Loop {
         while self.receive() {
             self.drop_cancelled();
             self.admit();
-            // Within the pool the thread takes part in the work, and need not wake another for every product.
-            if let Err(fault) = rayon::scope(|_| self.step()) {
+            // Within a pool the thread takes part in the work, and need not wake another for every product.
+            let done = if self.gives_way() {
+                Arc::clone(&self.half).install(|| self.step())
+            } else {
+                rayon::scope(|_| self.step())
+            };
+            if let Err(fault) = done {
                 error!(%fault, "the device failed; all running requests are given up");
                 for mut sequence in std::mem::take(&mut self.running) {
                     sequence.fail("the device failed");
@@ -260,6 +292,14 @@ impl Loop {
             }
             self.report();
         }
+    }
+
+    /// Whether the next step leaves half of the cores to training. A step waits at each of its products for the thread whose
+    /// core training has just taken; where there are few rows, that costs more than half of the threads.
+    fn gives_way(&self) -> bool {
+        const FEW: usize = 4;
+        let rows: usize = self.running.iter().map(Sequence::pending).sum();
+        rows <= FEW && self.load.trainings.load(Ordering::Relaxed) > 0
     }
 
     /// Takes in what has been submitted; waits if there is nothing else to do. `false` once all handles are gone.

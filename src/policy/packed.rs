@@ -3,14 +3,15 @@
 //! Serving few streams is bound by how fast weights come from memory, so they are unpacked in registers, to the file's own
 //! values. Activations are not quantised: the products are those of the dequantised matrix to the rounding of f32.
 
+mod unpack;
 mod update;
 
 use candle_core::{Device, Result, Tensor};
 use half::f16;
-use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use self::update::{Beside, Merge};
+use self::update::Beside;
 pub(crate) use self::update::{Lanes, Update};
 use super::ops::read;
 
@@ -112,32 +113,6 @@ impl Packed {
             let quant = |part: usize| (word >> (part * bits)) & ((1 << bits) - 1);
             to.extend((0..32 / bits).map(|part| scale * (quant(part) as f32 - self.zero as f32) + offset));
         }
-    }
-
-    /// `[out, in]` in f32.
-    pub(crate) fn dense(&self) -> Vec<f32> {
-        let mut dense = vec![0f32; self.out * self.input];
-        self.unpack(&mut dense, None);
-        dense
-    }
-
-    /// [`Packed::dense`] into a place of that size, with an update's `B A` in it.
-    pub(crate) fn unpack(&self, dense: &mut [f32], update: Option<&[Lanes; 2]>) {
-        let arch = Arch::new();
-        let strips = self.vectors.par_chunks_exact(self.strip()).enumerate();
-        dense.par_chunks_mut(STRIP * self.input).zip(strips).for_each_init(
-            || vec![0f32; STRIP * self.input],
-            |columns, (rows, (nth, strip))| {
-                match self.bits {
-                    Bits::Four => arch.dispatch(Unpack::<4> { strip, zero: self.zero, columns }),
-                    Bits::Eight => arch.dispatch(Unpack::<8> { strip, zero: self.zero, columns }),
-                }
-                if let Some([a, b]) = update {
-                    arch.dispatch(Merge { a, b: b.strip(nth), columns });
-                }
-                arch.dispatch(Transpose { columns, input: self.input, rows });
-            },
-        );
     }
 
     /// The same matrix with its rows in another order: row `i` becomes what `from(i)` was.
@@ -424,59 +399,6 @@ impl<const BITS: usize, const R: usize, const N: usize> Products<'_, '_, BITS, R
             let lanes = lanes.as_flattened();
             let len = (y.len() - at).min(lanes.len());
             y[at..at + len].copy_from_slice(&lanes[..len]);
-        }
-    }
-}
-
-/// A strip's weights in f32, the lanes of each input after those of the one before.
-struct Unpack<'a, const BITS: usize> {
-    strip: &'a [u32],
-    zero: u32,
-    columns: &'a mut [f32],
-}
-
-impl<const BITS: usize> WithSimd for Unpack<'_, BITS> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { strip, zero, columns } = self;
-        let registers = registers::<S>();
-        let blocks =
-            strip.chunks_exact((1 + BITS) * STRIP).zip(columns.chunks_exact_mut(Packed::BLOCK * STRIP));
-        for (block, columns) in blocks {
-            let (block, columns) = (S::as_simd_u32s(block).0, S::as_mut_simd_f32s(columns).0);
-            for register in 0..registers {
-                let line = line::<S, BITS>(simd, block[register], zero);
-                for at in 0..Packed::BLOCK {
-                    let word = block[(1 + at / (32 / BITS)) * registers + register];
-                    columns[at * registers + register] =
-                        weights::<S, BITS>(simd, word, at % (32 / BITS), line);
-                }
-            }
-        }
-    }
-}
-
-/// The lanes of each input as rows, a square of [`STRIP`] at a time: what it reads stays in the cache.
-struct Transpose<'a> {
-    columns: &'a [f32],
-    input: usize,
-    rows: &'a mut [f32],
-}
-
-impl NullaryFnOnce for Transpose<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for (nth, square) in self.columns.as_chunks::<STRIP>().0.as_chunks::<STRIP>().0.iter().enumerate() {
-            for (lane, row) in self.rows.chunks_exact_mut(self.input).enumerate() {
-                let row = &mut row[nth * STRIP..(nth + 1) * STRIP];
-                for (weight, column) in row.iter_mut().zip(square) {
-                    *weight = column[lane];
-                }
-            }
         }
     }
 }

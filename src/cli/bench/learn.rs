@@ -156,14 +156,16 @@ fn while_training(engine: &Engine, config: &Config, round: usize) -> Result<(f64
     let ended = AtomicBool::new(false);
     let threads = Pace::threads()?;
     std::thread::scope(|scope| {
-        let learner = scope.spawn(|| -> Result<usize, Error> {
-            let mut passes = 0;
-            while !ended.load(Ordering::Relaxed) {
-                threads.install(|| train(engine.model(), config, SEQUENCES))?;
-                engine.give_way(config.learn.pace.give_way());
-                passes += 1;
-            }
-            Ok(passes)
+        let learner = scope.spawn(|| {
+            engine.beside(|| -> Result<usize, Error> {
+                let mut passes = 0;
+                while !ended.load(Ordering::Relaxed) {
+                    threads.install(|| train(engine.model(), config, SEQUENCES))?;
+                    engine.give_way(config.learn.pace.give_way());
+                    passes += 1;
+                }
+                Ok(passes)
+            })
         });
         let streams = (0..3).map(|nth| serve::between_tokens(engine, 100 * round + nth));
         let slowest = streams.collect::<Result<Vec<_>, _>>();

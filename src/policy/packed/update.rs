@@ -143,36 +143,6 @@ impl<const R: usize> WithSimd for Products<'_, R> {
     }
 }
 
-/// Adds `B A` to a strip's weights: `columns` has their lanes input by input, `b` those of the strip's outputs.
-pub(super) struct Merge<'a> {
-    pub(super) a: &'a Lanes,
-    pub(super) b: &'a [f32],
-    pub(super) columns: &'a mut [f32],
-}
-
-impl WithSimd for Merge<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { a: Lanes { input, values, .. }, b, columns } = self;
-        for (a, b) in values.chunks_exact(input * STRIP).zip(b.chunks(STRIP * STRIP)) {
-            for register in 0..registers::<S>() {
-                let mut ranks = [simd.splat_f32s(0.0); STRIP];
-                for (rank, b) in ranks.iter_mut().zip(b.chunks_exact(STRIP)) {
-                    *rank = S::as_simd_f32s(b).0[register];
-                }
-                for (weights, a) in columns.chunks_exact_mut(STRIP).zip(a.chunks_exact(STRIP)) {
-                    let weights = &mut S::as_mut_simd_f32s(weights).0[register];
-                    for (b, a) in ranks.iter().zip(a) {
-                        *weights = simd.mul_add_e_f32s(*b, simd.splat_f32s(*a), *weights);
-                    }
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
