@@ -136,6 +136,18 @@ fn a_known_beginning_is_not_computed_again() {
 }
 
 #[test]
+fn beside_training_answers_are_the_same_and_a_training_ends_with_its_panic() {
+    let Started { engine, .. } = start(Config::default());
+    let alone = ask(&engine, request(1, 40, 30));
+    check_same(&alone, &engine.beside(|| ask(&engine, request(1, 40, 30))));
+    let trainings = &engine.inner.load.trainings;
+    assert_eq!(engine.beside(|| trainings.load(Ordering::Relaxed)), 1);
+    let panics = || engine.beside(|| panic!("a training that fails"));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+    assert_eq!(trainings.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn choices_share_their_prompt() {
     let Started { engine, .. } = start(Config::default());
     let streams: Vec<_> = (0..3)
