@@ -76,6 +76,10 @@ pub(crate) struct Episode {
 }
 
 impl Episode {
+    fn logprobs(&self) -> Vec<f32> {
+        self.drawn.iter().map(|drawn| drawn.logprob).collect()
+    }
+
     /// Whether it ended its turn by itself.
     fn ended(&self) -> bool {
         self.sequence.said == self.sequence.tokens.len()
@@ -174,13 +178,13 @@ impl Practice<'_> {
             micro: MicroBatch::pack(&sequences, watch.micro_tokens.get()),
             trunks: Vec::new(),
             scores: Vec::new(),
-            logprobs: of_drawn(&episodes, |drawn| drawn.logprob),
+            logprobs: episodes.iter().map(Episode::logprobs).collect(),
             reference: Vec::new(),
             surprise: Vec::new(),
-            entropy: of_drawn(&episodes, |drawn| drawn.entropy)
+            entropy: episodes
                 .iter()
-                .flatten()
-                .map(|nats| f64::from(*nats))
+                .flat_map(|episode| &episode.drawn)
+                .map(|drawn| f64::from(drawn.entropy))
                 .sum(),
             episodes,
         };
@@ -287,10 +291,6 @@ impl Practice<'_> {
         }
         Ok(episodes)
     }
-}
-
-fn of_drawn(episodes: &[Episode], what: impl Fn(&Drawn) -> f32) -> Vec<Vec<f32>> {
-    episodes.iter().map(|episode| episode.drawn.iter().map(&what).collect()).collect()
 }
 
 /// `count` prompts, half of them from `wanted` as far as both lists hold any.

@@ -295,11 +295,13 @@ impl Loop {
     }
 
     /// Whether the next step leaves half of the cores to training. A step waits at each of its products for the thread whose
-    /// core training has just taken; where there are few rows, that costs more than half of the threads.
+    /// core training has just taken; where there are few rows, that costs more than half of the threads. For rollouts alone
+    /// the learner waits itself.
     fn gives_way(&self) -> bool {
         const FEW: usize = 4;
         let rows: usize = self.running.iter().map(Sequence::pending).sum();
-        rows <= FEW && self.load.trainings.load(Ordering::Relaxed) > 0
+        let any = |count: &AtomicUsize| count.load(Ordering::Relaxed) > 0;
+        rows <= FEW && any(&self.load.trainings) && any(&self.load.clients)
     }
 
     /// Takes in what has been submitted; waits if there is nothing else to do. `false` once all handles are gone.
