@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let kernels = "src/policy/card/kernels.cu";
-    println!("cargo::rerun-if-changed={kernels}");
+    println!("cargo::rerun-if-changed=src/policy/card");
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     let nvcc =
         env::var_os("CUDA_HOME").map_or_else(|| "nvcc".into(), |home| Path::new(&home).join("bin/nvcc"));

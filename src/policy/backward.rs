@@ -14,8 +14,8 @@ use super::{
     decoder::{Decoder, Places},
     device::on_slices,
     linear::Linear,
-    lora::Adapter,
-    ops::{rms_norm_backward, swiglu_backward, tensors::product},
+    lora::{Adapter, Pair},
+    ops::{Onto, product, rms_norm_backward, swiglu_backward},
     tape::{LayerTape, PartTape, Tape},
 };
 
@@ -45,7 +45,6 @@ impl AdapterGradient {
         if self.pairs.len() <= at {
             self.pairs.resize_with(at + 1, || None);
         }
-        let (da, db) = (da.to_dtype(DType::F32)?, db.to_dtype(DType::F32)?);
         self.pairs[at] = Some(match self.pairs[at].take() {
             Some((a, b)) => ((a + da)?, (b + db)?),
             None => (da, db),
@@ -131,7 +130,7 @@ struct LayerPass<'a> {
     gradient: &'a mut AdapterGradient,
 }
 
-impl LayerPass<'_> {
+impl<'a> LayerPass<'a> {
     fn backward(
         &mut self,
         dy: &Tensor,
@@ -143,12 +142,12 @@ impl LayerPass<'_> {
         let layer = &decoder.layers[self.layer];
         let epsilon = decoder.epsilon();
 
-        let dactivated = self.linears(&[Target::Down], dy, &kept.activated)?;
+        let dactivated = self.through(&[Target::Down], dy, &kept.activated)?;
         let dgate_up = swiglu_backward(&dactivated, &kept.gate, &kept.up)?;
-        let dmlp = self.linears(&[Target::Gate, Target::Up], &dgate_up, &kept.mlp_normed)?;
+        let dmlp = self.through(&[Target::Gate, Target::Up], &dgate_up, &kept.mlp_normed)?;
         let dmiddle = rms_norm_backward(&dmlp, &kept.middle, &layer.mlp_norm, epsilon, Some(dy))?;
 
-        let dattention = self.linears(&[Target::Output], &dmiddle, &kept.attention)?;
+        let dattention = self.through(&[Target::Output], &dmiddle, &kept.attention)?;
         let rows = kept.x.dim(0)?;
         let (dattention, dmiddle) = match decoder.wanted_in(self.layer, places) {
             Some(wanted) => (wanted.scatter(&dattention, rows)?, wanted.scatter(&dmiddle, rows)?),
@@ -168,80 +167,87 @@ impl LayerPass<'_> {
         }
         let dqkv = Tensor::cat(&[dq, dk, dv], 1)?;
         let targets = [Target::Query, Target::Key, Target::Value];
-        let dmiddles = self.pairs(&targets, &dqkv, &kept.normed)?;
         if !wants_input {
-            return Ok(None);
+            return self.pairs(&targets, &dqkv, &kept.normed).map(|()| None);
         }
-        let dnormed = self.through(&targets, &dqkv, dmiddles.as_ref())?;
+        let dnormed = self.through(&targets, &dqkv, &kept.normed)?;
         rms_norm_backward(&dnormed, &kept.x, &layer.attention_norm, epsilon, Some(&dmiddle)).map(Some)
     }
 
     /// From the gradients of linears that read the same `x`, side by side, to that of `x`; their pairs' own are added on
     /// the way.
-    fn linears(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let dmiddles = self.pairs(targets, dy, x)?;
-        self.through(targets, dy, dmiddles.as_ref())
+    fn through(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        if on_slices(dy) {
+            self.pairs(targets, dy, x)?;
+            return dy.matmul(&self.merged(targets)?);
+        }
+        // In bf16 a weight with a small update in it is the weight again: the update's share is added apart.
+        let mut dx = Onto::New(dy.dtype());
+        for (target, dy) in self.side_by_side(targets, dy)? {
+            dx = Onto::This(self.weight(target).backward(&dy, dx)?);
+            if let Some((dmiddle, a)) = self.pair(target, &dy, x)? {
+                dx = Onto::This(product(&dmiddle, &a, 1.0, dx)?);
+            }
+        }
+        match dx {
+            Onto::This(dx) => Ok(dx),
+            Onto::New(_) => candle_core::bail!("no linears"),
+        }
     }
 
-    /// Adds the gradients of the linears' pairs: `dA = scale · (dy B)ᵀ x` and `dB = dyᵀ (scale · x Aᵀ)`. Returns
-    /// `scale · dy B` of those that have one, side by side.
-    fn pairs(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Option<Tensor>> {
-        let (mut dmiddles, mut dbs, mut column) = (Vec::new(), Vec::new(), 0);
-        for target in targets {
+    /// Each linear's columns of gradients that lie side by side.
+    fn side_by_side(&self, targets: &[Target], dy: &Tensor) -> Result<Vec<(Target, Tensor)>> {
+        let mut column = 0;
+        let each = targets.iter().map(|target| {
             let (out, _) = self.decoder.architecture.linear(*target);
-            let dy = columns(dy, column, out)?;
+            let own = dy.narrow(1, column, out)?;
             column += out;
-            let (Some(pair), Some(at)) =
-                (self.adapter.pair(self.layer, *target), self.adapter.index(self.layer, *target))
-            else {
-                continue;
-            };
-            let Some(middle) = &self.kept.low_rank[*target as usize] else { continue };
-            let [_, b] = pair.beside(&dy)?;
-            dmiddles.push(dy.matmul(&(b * self.adapter.scale())?)?);
+            Ok((*target, own))
+        });
+        each.collect()
+    }
+
+    /// Adds the gradients of the linears' pairs.
+    fn pairs(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<()> {
+        let each = self.side_by_side(targets, dy)?;
+        if !on_slices(dy) {
+            return each.iter().try_for_each(|(target, dy)| self.pair(*target, dy, x).map(|_| ()));
+        }
+        let (mut dmiddles, mut dbs) = (Vec::new(), Vec::new());
+        for (target, dy) in each {
+            let Some((pair, at, middle)) = self.adapted(target) else { continue };
+            dmiddles.push(dy.matmul(&(&pair.b * self.adapter.scale())?)?);
             dbs.push((at, dy.t()?.matmul(middle)?));
         }
         if dmiddles.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         // The input is read once for all of them.
-        let dmiddles = Tensor::cat(&dmiddles, 1)?;
-        let das = dmiddles.t()?.matmul(x)?;
+        let das = Tensor::cat(&dmiddles, 1)?.t()?.matmul(x)?;
         let rank = self.adapter.rank;
         for (nth, (at, db)) in dbs.into_iter().enumerate() {
             self.gradient.add(at, das.narrow(0, nth * rank, rank)?, db)?;
         }
-        Ok(Some(dmiddles))
+        Ok(())
     }
 
-    /// From the gradients of linears, side by side, to that of the input that they share.
-    fn through(&self, targets: &[Target], dy: &Tensor, dmiddles: Option<&Tensor>) -> Result<Tensor> {
-        if on_slices(dy) {
-            return dy.matmul(&self.merged(targets)?);
-        }
-        // In bf16 a weight with a small update in it is the weight again: the update's share is added apart.
-        let mut dx: Option<Tensor> = None;
-        let mut add = |more: Tensor| -> Result<()> {
-            dx = Some(match dx.take() {
-                Some(sum) => (sum + more)?,
-                None => more,
-            });
-            Ok(())
-        };
-        let (mut column, mut nth) = (0, 0);
-        for target in targets {
-            let weight = self.weight(*target);
-            let out = weight.dims()[0];
-            add(weight.backward(&columns(dy, column, out)?)?)?;
-            column += out;
-            let Some((pair, dmiddles)) = self.adapter.pair(self.layer, *target).zip(dmiddles) else {
-                continue;
-            };
-            let ([a, _], rank) = (pair.beside(dy)?, self.adapter.rank);
-            add(product(&dmiddles.narrow(1, nth * rank, rank)?, &a)?)?;
-            nth += 1;
-        }
-        dx.ok_or_else(|| candle_core::Error::Msg("no linears".to_owned()))
+    /// Adds the gradients of one linear's pair, `dA = scale · (dy B)ᵀ x` and `dB = dyᵀ (scale · x Aᵀ)`. Returns
+    /// `scale · dy B`, and what it is multiplied with to be the pair's share of the gradient of `x`.
+    fn pair(&mut self, target: Target, dy: &Tensor, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        let Some((pair, at, middle)) = self.adapted(target) else { return Ok(None) };
+        let [a, b] = pair.beside(dy)?;
+        let dmiddle = product(dy, &b, self.adapter.scale(), Onto::New(dy.dtype()))?;
+        let da = product(&dmiddle.t()?, x, 1.0, Onto::New(DType::F32))?;
+        let db = product(&dy.t()?, middle, 1.0, Onto::New(DType::F32))?;
+        self.gradient.add(at, da, db)?;
+        Ok(Some((dmiddle, a)))
+    }
+
+    /// A linear's pair, its place among the pairs, and its middle `scale · x Aᵀ`.
+    fn adapted(&self, target: Target) -> Option<(&'a Pair, usize, &'a Tensor)> {
+        let pair = self.adapter.pair(self.layer, target)?;
+        let middle = self.kept.low_rank[target as usize].as_ref()?;
+        Some((pair, self.adapter.index(self.layer, target)?, middle))
     }
 
     /// The linears' weights one below the other, the adapter's update in them: `W + scale · B A`, `[Σ out, in]`.
@@ -265,12 +271,6 @@ impl LayerPass<'_> {
     fn weight(&self, target: Target) -> &Linear {
         &self.decoder.layers[self.layer].linears[target as usize]
     }
-}
-
-/// Some columns; without gaps between the rows where products want that.
-fn columns(x: &Tensor, from: usize, count: usize) -> Result<Tensor> {
-    let columns = x.narrow(1, from, count)?;
-    if on_slices(x) { Ok(columns) } else { columns.contiguous() }
 }
 
 fn head_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {

@@ -1,5 +1,6 @@
-//! The decoder's own kernels on an NVIDIA card (`card/kernels.cu`): what a layer does between two matrix products is one
-//! launch each. `ops`, `rope`, `attention` and `head` use them for tensors that lie there, in f32 or bf16.
+//! The decoder on an NVIDIA card: a product is one launch of cuBLAS, with its factor and what it is added to, and what a layer
+//! does between two products one launch of a kernel of our own (`card/kernels.cu`). `ops`, `rope`, `attention` and `head` use
+//! them for tensors that lie there, in f32 or bf16.
 
 #![expect(unsafe_code, reason = "a kernel's launch and the driver's settings are beyond what Rust can check")]
 
@@ -9,10 +10,13 @@ use candle_core::{
     CudaDevice, DType, Device, Result, Shape, Storage, Tensor,
     cuda_backend::{
         WrapErr,
-        cudarc::driver::{
-            CudaSlice, DevicePtr, LaunchConfig, PushKernelArg,
-            result::{device, mem_pool},
-            sys::CUmemPool_attribute,
+        cudarc::{
+            cublas::{self, sys as blas},
+            driver::{
+                CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+                result::{device, mem_pool},
+                sys::CUmemPool_attribute,
+            },
         },
     },
 };
@@ -112,15 +116,20 @@ fn launch(name: &str, shape: LaunchConfig, tensors: &[&Tensor], numbers: &[Numbe
 
 /// Where a tensor begins in the card's memory.
 fn address(tensor: &Tensor, card: &CudaDevice) -> Result<u64> {
+    if !tensor.is_contiguous() {
+        candle_core::bail!("the card's kernels take contiguous tensors, not {:?}", tensor.layout())
+    }
+    beginning(tensor, card)
+}
+
+/// The same of a tensor that may have gaps.
+fn beginning(tensor: &Tensor, card: &CudaDevice) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
-    let (Storage::Cuda(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets()) else {
-        candle_core::bail!("the card's kernels take contiguous tensors that lie there, not {layout:?}")
+    let Storage::Cuda(storage) = &*storage else {
+        candle_core::bail!("the card's kernels take tensors that lie there")
     };
     let stream = card.cuda_stream();
-    fn begin<T>(
-        slice: &CudaSlice<T>,
-        stream: &Arc<candle_core::cuda_backend::cudarc::driver::CudaStream>,
-    ) -> u64 {
+    fn begin<T>(slice: &CudaSlice<T>, stream: &Arc<CudaStream>) -> u64 {
         slice.device_ptr(stream).0
     }
     let whole = match tensor.dtype() {
@@ -129,7 +138,79 @@ fn address(tensor: &Tensor, card: &CudaDevice) -> Result<u64> {
         DType::U32 => begin(storage.as_cuda_slice::<u32>()?, &stream),
         other => candle_core::bail!("the card's kernels do not know {other:?}"),
     };
-    Ok(whole + (start * tensor.dtype().size_in_bytes()) as u64)
+    Ok(whole + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
+}
+
+/// `out = scale · a b`, or `out += scale · a b` where `added` is set: `[rows, inner]`, `[inner, columns]`, `[rows, columns]`.
+///
+/// The operands may be transposed, and each may be some columns of a wider matrix. Sums are in f32. Nobody else may use
+/// `out` yet.
+pub(crate) fn multiply(out: &Tensor, a: &Tensor, b: &Tensor, scale: f64, added: bool) -> Result<()> {
+    let ((rows, inner), columns) = (a.dims2()?, b.dim(1)?);
+    if b.dim(0)? != inner || out.dims() != [rows, columns] || out.stride()[1] != 1 {
+        candle_core::bail!("no product of {:?} and {:?} is {:?}", a.layout(), b.layout(), out.layout())
+    }
+    if rows * columns == 0 {
+        return Ok(());
+    }
+    let card = out.device().as_cuda_device()?;
+    let [of_out, of_a, of_b] = [out, a, b].map(|x| blas_type(x.dtype()));
+    let ((turned_a, far_a), (turned_b, far_b)) = (lies(a)?, lies(b)?);
+    let (scale, added) = (scale as f32, f32::from(u8::from(added)));
+    let to = |x: &Tensor| Ok::<_, candle_core::Error>(beginning(x, card)? as *mut c_void);
+    // cuBLAS counts columns first, and so is told of the transposed product, `outᵀ = bᵀ aᵀ`.
+    // SAFETY: the shapes agree, each address is that of a tensor on this card whose rows lie as far apart as is told, and
+    // the one stream frees none before the product has ended.
+    unsafe {
+        cublas::result::gemm_ex(
+            *card.cublas_handle().handle(),
+            turned_b,
+            turned_a,
+            columns as i32,
+            rows as i32,
+            inner as i32,
+            (&raw const scale).cast(),
+            to(b)?,
+            of_b?,
+            far_b,
+            to(a)?,
+            of_a?,
+            far_a,
+            (&raw const added).cast(),
+            to(out)?,
+            of_out?,
+            out.stride()[0].max(columns) as i32,
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+        )
+    }
+    .w()
+}
+
+fn blas_type(dtype: DType) -> Result<blas::cudaDataType> {
+    match dtype {
+        DType::F32 => Ok(blas::cudaDataType::CUDA_R_32F),
+        DType::BF16 => Ok(blas::cudaDataType::CUDA_R_16BF),
+        other => candle_core::bail!("the card multiplies f32 and bf16, not {other:?}"),
+    }
+}
+
+/// Whether a matrix lies column by column, and how far apart two of its rows or columns are.
+fn lies(x: &Tensor) -> Result<(blas::cublasOperation_t, i32)> {
+    let (rows, columns) = x.dims2()?;
+    match *x.stride() {
+        // Of a single row or column the distance to the next tells nothing.
+        [far, 1] => Ok((blas::cublasOperation_t::CUBLAS_OP_N, far.max(columns) as i32)),
+        [1, far] => Ok((blas::cublasOperation_t::CUBLAS_OP_T, far.max(rows) as i32)),
+        _ => candle_core::bail!("the card multiplies rows or columns without gaps, not {:?}", x.layout()),
+    }
+}
+
+/// A product that is added to nothing, see [`multiply`].
+pub(crate) fn product(a: &Tensor, b: &Tensor, scale: f64, dtype: DType) -> Result<Tensor> {
+    let out = unfilled((a.dim(0)?, b.dim(1)?), dtype, a.device())?;
+    multiply(&out, a, b, scale, false)?;
+    Ok(out)
 }
 
 /// A tensor that a kernel is about to fill.
@@ -208,6 +289,28 @@ pub(crate) struct Sights {
     pub(crate) rows: Tensor,
     /// Behind the last row that sees each row, for whole sequences.
     pub(crate) until: Tensor,
+    /// Rows of one sequence that are taken together, the first and how many: `[tiles, 2]`.
+    pub(crate) tiles: Tensor,
+}
+
+/// Rows of a tile at most; the kernels' own.
+pub(crate) const TILE: usize = 64;
+
+impl Sights {
+    /// How many blocks take the rows by tiles on tensor cores; `None` where single rows are faster or the kernels are not
+    /// made for such heads.
+    fn tiles(&self, q: &Tensor, heads: Heads) -> Result<Option<usize>> {
+        /// Rows a tile on average, below which most of a block has nothing to do.
+        const LEAST: usize = 8;
+        let (tiles, rows) = (self.tiles.dim(0)?, q.dim(0)?);
+        let made = q.dtype() == DType::BF16 && matches!(heads.dim, 64 | 128);
+        Ok((made && rows >= LEAST * tiles).then_some(tiles))
+    }
+}
+
+/// A block of four warps for each tile and head.
+fn blocks(tiles: usize, heads: usize) -> LaunchConfig {
+    LaunchConfig { grid_dim: (tiles as u32, heads as u32, 1), block_dim: (128, 1, 1), shared_mem_bytes: 0 }
 }
 
 /// Dimensions of a head that one of eight lanes holds.
@@ -233,6 +336,13 @@ pub(crate) fn attend(
     const FEW: usize = 2048;
     let (each, rows) = (lanes(heads)?, q.dim(0)?);
     let (q, k, v, out) = (q.contiguous()?, k.contiguous()?, v.contiguous()?, like(q)?);
+    if let Some(tiles) = sights.tiles(&q, heads)? {
+        let tensors = [&out, &q, &k, &v, &sights.locations, &sights.rows, &sights.tiles];
+        let [queries, keys, _, scale] = numbers(heads);
+        let name = format!("attend_tiles_{}", heads.dim);
+        launch(&name, blocks(tiles, heads.queries), &tensors, &[queries, keys, scale])?;
+        return Ok(out);
+    }
     let warps = if rows * heads.queries < FEW { 8 } else { 1 };
     let shape = LaunchConfig {
         grid_dim: (rows as u32, heads.queries as u32, 1),
@@ -256,6 +366,16 @@ pub(crate) fn attend_backward(
     let (dy, q, k, v) = (dy.contiguous()?, q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let (dq, dk, dv) = (like(&q)?, like(&k)?, like(&v)?);
     let stats = unfilled((rows, heads.queries, 2), DType::F32, q.device())?;
+    if let Some(tiles) = sights.tiles(&q, heads)? {
+        let [queries, keys, _, scale] = numbers(heads);
+        let name = format!("attend_backward_queries_tiles_{}", heads.dim);
+        let tensors = [&dq, &stats, &dy, &q, &k, &v, &sights.locations, &sights.rows, &sights.tiles];
+        launch(&name, blocks(tiles, heads.queries), &tensors, &[queries, keys, scale])?;
+        let name = format!("attend_backward_keys_tiles_{}", heads.dim);
+        let tensors = [&dk, &dv, &dy, &q, &k, &v, &stats, &sights.until, &sights.tiles];
+        launch(&name, blocks(tiles, heads.keys), &tensors, &[queries, keys, scale])?;
+        return Ok((dq, dk, dv));
+    }
     let numbers: Vec<Number> = [rows.into()].into_iter().chain(numbers(heads)).collect();
     let name = format!("attend_backward_queries_{each}");
     let tensors = [&dq, &stats, &dy, &q, &k, &v, &sights.locations, &sights.rows];

@@ -4,14 +4,14 @@
 mod card;
 mod tensors;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
     decoder::Decoder,
     device::on_slices,
     linear::Linear,
-    ops::{add_scaled, exp, for_each_row, read},
+    ops::{Onto, add_scaled, exp, for_each_row, read},
     request::Drawn,
 };
 
@@ -75,7 +75,7 @@ impl Decoder {
             let logits = self.head.forward(&hidden.narrow(0, *start, len)?)?;
             let probabilities = softmax_rows(&logits, targets, temperature as f32, &mut out)?;
             if let Some(head) = &dense {
-                let mean = head.backward(&probabilities)?;
+                let mean = head.backward(&probabilities, Onto::New(DType::F32))?;
                 out.slopes = Some(((head.select(targets)? - mean)? / temperature)?);
             }
             Ok(out)

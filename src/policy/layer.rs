@@ -6,7 +6,7 @@ use super::{
     architecture::Target,
     batch::Adapted,
     linear::Linear,
-    ops::sum,
+    ops::{Onto, product},
     packed::{Packed, Update},
 };
 
@@ -101,8 +101,8 @@ fn add_adapted(
             (x.narrow(0, range.start, range.len())?, y.narrow(0, range.start, range.len())?)
         };
         let [a, b] = pair.beside(&x)?;
-        let middle = (x.matmul(&a.t()?)? * adapter.scale())?;
-        let changed = sum(&y_rows, &middle.matmul(&b.t()?)?)?;
+        let middle = product(&x, &a.t()?, adapter.scale(), Onto::New(x.dtype()))?;
+        let changed = product(&middle, &b.t()?, 1.0, Onto::This(y_rows))?;
         inner = Some(middle);
         if range.start > done {
             pieces.push(y.narrow(0, done, range.start - done)?);

@@ -10,7 +10,7 @@ use candle_core::{
 use super::{
     device::Placement,
     lora::Pair,
-    ops::read,
+    ops::{Onto, product, read},
     packed::{Bits, Packed},
 };
 
@@ -77,7 +77,7 @@ impl Linear {
     /// `x Wᵀ`: `[rows, in]` to `[rows, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Dense(tensor) => x.matmul(&tensor.t()?),
+            Self::Dense(tensor) => product(x, &tensor.t()?, 1.0, Onto::New(x.dtype())),
             Self::Packed(packed) => Ok(Packed::products(&[packed], x)?.swap_remove(0)),
         }
     }
@@ -112,9 +112,9 @@ impl Linear {
         packed.try_into().ok()
     }
 
-    /// The gradient of [`Linear::forward`] with respect to its input, `dy W`.
-    pub(crate) fn backward(&self, dy: &Tensor) -> Result<Tensor> {
-        dy.matmul(&self.dense()?)
+    /// The gradient of [`Linear::forward`] with respect to its input, `dy W`, on what is there.
+    pub(crate) fn backward(&self, dy: &Tensor, onto: Onto) -> Result<Tensor> {
+        product(dy, &self.dense()?, 1.0, onto)
     }
 
     /// The matrix's rows of these numbers, as an embedding looks its tokens up.
@@ -219,7 +219,7 @@ mod tests {
             );
             let [first, second] = Linear::forward_all([&linear, &linear], &x).unwrap();
             assert!(far(&y, &first) == 0.0 && far(&y, &second) == 0.0, "{kind:?}, {rows} rows");
-            let back = linear.backward(&y).unwrap();
+            let back = linear.backward(&y, Onto::New(DType::F32)).unwrap();
             assert!(far(&back, &y.matmul(&expected).unwrap()) < 1e-3, "{kind:?}, {rows} rows");
         }
     }

@@ -7,7 +7,7 @@
 
 pub(crate) mod tensors;
 
-use candle_core::{Result, Storage, Tensor};
+use candle_core::{DType, Result, Storage, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
@@ -92,6 +92,30 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub(crate) fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += scale * x;
+    }
+}
+
+/// What a product is made of: a new matrix of a type, or one that it is added to, which is used up.
+#[derive(Debug)]
+pub(crate) enum Onto {
+    New(DType),
+    This(Tensor),
+}
+
+/// `scale · a b`, `[rows, inner]` and `[inner, columns]`, on what is there.
+pub(crate) fn product(a: &Tensor, b: &Tensor, scale: f64, onto: Onto) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if card::takes(a) {
+        return match onto {
+            Onto::New(dtype) => card::product(a, b, scale, dtype),
+            Onto::This(out) => card::multiply(&out, a, b, scale, true).map(|()| out),
+        };
+    }
+    let found = if on_slices(a) { a.matmul(b)? } else { tensors::product(a, b)? };
+    let found = if scale == 1.0 { found } else { (found * scale)? };
+    match onto {
+        Onto::New(dtype) => found.to_dtype(dtype),
+        Onto::This(out) => sum(&out, &found),
     }
 }
 

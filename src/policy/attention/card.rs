@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::policy::card::{self, Sights};
+use crate::policy::card::{self, Sights, TILE};
 use crate::policy::{architecture::Heads, batch::Span};
 
 /// Which places the rows of a pass see, and where these lie.
@@ -17,9 +17,13 @@ impl Sight {
         location: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Self> {
         let (mut locations, mut rows, mut until) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tiles = Vec::new();
         for (nth, span) in spans.iter().enumerate() {
             let first = locations.len() as u32;
             locations.extend((0..span.position + span.len).map(|place| location(nth, place) as u32));
+            for row in (0..span.len).step_by(TILE) {
+                tiles.extend([(span.start + row) as u32, TILE.min(span.len - row) as u32]);
+            }
             for row in 0..span.len {
                 let seen = heads.seen(span.position + row);
                 rows.extend([first, seen.start as u32, seen.end as u32]);
@@ -32,6 +36,7 @@ impl Sight {
             locations: Tensor::new(locations, device)?,
             rows: Tensor::from_vec(rows, (count, 3), device)?,
             until: Tensor::new(until, device)?,
+            tiles: Tensor::from_vec(tiles, ((), 2), device)?,
         }))
     }
 

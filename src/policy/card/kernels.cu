@@ -366,3 +366,5 @@ static __device__ void logprobs(T* logits, float* chosen, float* entropies, cons
 
 EACH(float, f32)
 EACH(bf16, bf16)
+
+#include "tiles.cuh"

@@ -8,7 +8,7 @@ use crate::policy::{
     attention::{Reach, Store},
     batch::Span,
     device::{Placement, on_host},
-    ops::{self, tests::matrix},
+    ops::{self, Onto, tests::matrix},
     rope::Rope,
 };
 
@@ -61,6 +61,30 @@ fn norms_activations_and_turns_are_those_of_the_cpu() {
     let x = matrix(places.len(), 9 * 64, 6);
     both("turn", &card, &[&x], |t| angles().rotate(&t[0]).unwrap());
     both("turn back", &card, &[&x], |t| angles().rotate_backward(&t[0]).unwrap());
+}
+
+/// Transposed operands, columns of wider ones, a factor, and onto columns that hold something.
+#[test]
+fn products_are_those_of_the_cpu() {
+    let Some(card) = card() else { return };
+    for (rows, inner, columns) in [(37, 64, 40), (1, 16, 8), (130, 24, 16), (8, 1000, 16)] {
+        let (a, b) = (matrix(rows, inner + 8, 1), matrix(columns, inner, 2));
+        let (turned, held) = (matrix(inner, rows, 3), matrix(rows, columns + 8, 4));
+        both("product", &card, &[&a, &b], |t| {
+            let a = t[0].narrow(1, 8, inner).unwrap();
+            ops::product(&a, &t[1].t().unwrap(), 0.5, Onto::New(DType::F32)).unwrap()
+        });
+        both("product, turned", &card, &[&turned, &b], |t| {
+            let a = t[0].t().unwrap();
+            ops::product(&a, &t[1].t().unwrap(), 1.0, Onto::New(t[0].dtype())).unwrap()
+        });
+        both("product, added", &card, &[&turned, &b, &held], |t| {
+            let onto = t[2].copy().unwrap().narrow(1, 4, columns).unwrap();
+            let a = t[0].t().unwrap();
+            let onto = if t[0].device().is_cpu() { onto.contiguous().unwrap() } else { onto };
+            ops::product(&a, &t[1].t().unwrap(), -2.0, Onto::This(onto)).unwrap().contiguous().unwrap()
+        });
+    }
 }
 
 const HEADS: [(usize, usize, usize); 5] = [(9, 3, 64), (4, 4, 128), (2, 1, 6), (6, 2, 16), (2, 2, 256)];

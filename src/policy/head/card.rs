@@ -3,7 +3,11 @@
 use candle_core::{Result, Tensor};
 
 use super::TokenLogprobs;
-use crate::policy::{card, linear::Linear};
+use crate::policy::{
+    card,
+    linear::Linear,
+    ops::{Onto, product},
+};
 
 /// Logits that are held at a time: 512 MB of bf16.
 const LOGITS: usize = 1 << 28;
@@ -18,7 +22,7 @@ pub(super) fn token_logprobs(
 ) -> Result<TokenLogprobs> {
     let rows = hidden.dim(0)?;
     let together = (LOGITS / head.dims()[0]).max(1);
-    let wanted = Tensor::new(targets, hidden.device())?;
+    let (weights, wanted) = (head.dense()?, Tensor::new(targets, hidden.device())?);
     let (mut found, mut pieces) = (Vec::new(), Vec::new());
     for start in (0..rows).step_by(together) {
         let len = together.min(rows - start);
@@ -27,8 +31,8 @@ pub(super) fn token_logprobs(
             card::logprobs(&logits, &wanted.narrow(0, start, len)?, temperature, slopes)?;
         found.push(Tensor::stack(&[logprobs, entropies], 1)?);
         if slopes {
-            let own = head.select(&targets[start..start + len])?;
-            pieces.push(((own - head.backward(&logits)?)? / temperature)?);
+            let own = (head.select(&targets[start..start + len])? / temperature)?;
+            pieces.push(product(&logits, &weights, -1.0 / temperature, Onto::This(own))?);
         }
     }
     let mut out = TokenLogprobs::default();

@@ -4,7 +4,10 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::TokenLogprobs;
-use crate::policy::{linear::Linear, ops::tensors::widened};
+use crate::policy::{
+    linear::Linear,
+    ops::{Onto, tensors::widened},
+};
 
 /// Logits that are held at a time: 128 MB of f32, of which a few copies exist.
 const LOGITS: usize = 1 << 25;
@@ -34,7 +37,8 @@ pub(super) fn token_logprobs(
         let mean_below = ((&weights * &below)?.sum_keepdim(D::Minus1)? / &total)?;
         out.entropies.extend(column(&(log_total - mean_below)?)?);
         if slopes {
-            let mean = head.backward(&weights.broadcast_div(&total)?.to_dtype(hidden.dtype())?)?;
+            let probabilities = weights.broadcast_div(&total)?.to_dtype(hidden.dtype())?;
+            let mean = head.backward(&probabilities, Onto::New(hidden.dtype()))?;
             pieces.push(((head.select(targets)? - mean)? / temperature)?);
         }
     }

@@ -114,7 +114,8 @@ fn of_last(decoder: &Decoder, tokens: &[u32], adapter: &Arc<Adapter>) -> Vec<f32
     rows(&hidden).pop().unwrap()
 }
 
-/// Greedy answers of an engine to prompts that begin alike, some beside each other.
+/// Greedy answers of an engine to prompts that begin alike: first one alone, of which most steps end nothing, then some
+/// beside each other.
 fn answers(placement: &Placement) -> Vec<Vec<u32>> {
     let folder = tempfile::tempdir().unwrap();
     write_tiny(folder.path(), 0).unwrap();
@@ -124,7 +125,7 @@ fn answers(placement: &Placement) -> Vec<Vec<u32>> {
     let config = policy::Config { prefill_tokens: 24, cache_tokens: 512, ..policy::Config::default() };
     let metrics = policy::Metrics::register(&prometheus::Registry::new()).unwrap();
     let engine = Engine::start(model, &config, served, metrics).unwrap();
-    let ask = |length: u32, top: u32| {
+    let ask = |(length, top): (u32, u32)| {
         let prompt = (0..length).map(|at| (at * 13 + if at < 40 { 7 } else { top }) % 256 + 3).collect();
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
         let (stop, top_logprobs, pinned) = (Vec::new(), None, None);
@@ -133,7 +134,8 @@ fn answers(placement: &Placement) -> Vec<Vec<u32>> {
             .unwrap()
     };
     let mut answers = Vec::new();
-    for asked in [vec![ask(80, 1)], vec![ask(70, 2), ask(5, 3), ask(80, 1), ask(33, 4)]] {
+    for asked in [&[(80, 1)][..], &[(70, 2), (5, 3), (80, 1), (33, 4)]] {
+        let asked: Vec<_> = asked.iter().copied().map(ask).collect();
         for mut events in asked {
             answers.push(loop {
                 match events.blocking_recv().unwrap() {
