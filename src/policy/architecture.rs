@@ -63,6 +63,10 @@ impl Target {
     pub const ALL: [Self; 7] =
         [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
 
+    /// Those that read the same input stand beside each other.
+    pub(crate) const SHARING: [&[Self]; 4] =
+        [&[Self::Query, Self::Key, Self::Value], &[Self::Output], &[Self::Gate, Self::Up], &[Self::Down]];
+
     /// The module's name within a layer of a Hugging Face checkpoint.
     pub fn module(self) -> &'static str {
         match self {

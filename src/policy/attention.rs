@@ -82,12 +82,38 @@ impl Reach {
         dy: &Tensor,
         qkv: (&Tensor, &Tensor, &Tensor),
         heads: Heads,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    ) -> Result<Slopes> {
         match &self.sight {
-            Sight::Tensors(sight) => sight.backward(dy, qkv, heads),
+            Sight::Tensors(sight) => sight.backward(dy, qkv, heads).map(Slopes::from),
             #[cfg(feature = "cuda")]
-            Sight::Card(sight) => sight.backward(dy, qkv, heads),
+            Sight::Card(sight) => Slopes::within(sight.backward(dy, qkv, heads)?, heads),
         }
+    }
+}
+
+/// The gradients of queries, keys and values, `[rows, heads · dim]`.
+#[derive(Debug)]
+pub(crate) struct Slopes {
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
+    /// All three side by side, if they are columns of it.
+    pub(crate) whole: Option<Tensor>,
+}
+
+impl From<(Tensor, Tensor, Tensor)> for Slopes {
+    fn from((q, k, v): (Tensor, Tensor, Tensor)) -> Self {
+        Self { q, k, v, whole: None }
+    }
+}
+
+impl Slopes {
+    #[cfg(feature = "cuda")]
+    fn within(whole: Tensor, heads: Heads) -> Result<Self> {
+        let (of_q, of_k) = (heads.queries * heads.dim, heads.key_columns());
+        let q = whole.narrow(1, 0, of_q)?;
+        let (k, v) = (whole.narrow(1, of_q, of_k)?, whole.narrow(1, of_q + of_k, of_k)?);
+        Ok(Self { q, k, v, whole: Some(whole) })
     }
 }
 

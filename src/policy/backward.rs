@@ -14,8 +14,8 @@ use super::{
     decoder::{Decoder, Places},
     device::on_slices,
     linear::Linear,
-    lora::{Adapter, Pair},
-    ops::{Onto, product, rms_norm_backward, swiglu_backward},
+    lora::Adapter,
+    ops::{Onto, product, products_beside, rms_norm_backward, swiglu_backward},
     tape::{LayerTape, PartTape, Tape},
 };
 
@@ -130,7 +130,7 @@ struct LayerPass<'a> {
     gradient: &'a mut AdapterGradient,
 }
 
-impl<'a> LayerPass<'a> {
+impl LayerPass<'_> {
     fn backward(
         &mut self,
         dy: &Tensor,
@@ -155,20 +155,26 @@ impl<'a> LayerPass<'a> {
         };
         let heads = decoder.architecture.attention();
         let qkv = (&kept.q, &kept.k, &kept.v);
-        let (dq, dk, dv) = match &places.reach {
+        let slopes = match &places.reach {
             Some(reach) => reach.backward(&dattention, qkv, heads)?,
-            None => attend_backward(&dattention, qkv, &batch.spans, heads)?,
+            None => attend_backward(&dattention, qkv, &batch.spans, heads)?.into(),
         };
-        let mut dq = places.angles.rotate_backward(&dq)?;
-        let mut dk = places.angles.rotate_backward(&dk)?;
-        if let (Some([of_q, of_k]), Some((q, k))) = (&layer.head_norms, &kept.bare) {
-            dq = head_norm_backward(&dq, q, of_q, epsilon)?;
-            dk = head_norm_backward(&dk, k, of_k, epsilon)?;
-        }
-        let dqkv = Tensor::cat(&[dq, dk, dv], 1)?;
+        let mut dq = places.angles.rotate_backward(slopes.q)?;
+        let mut dk = places.angles.rotate_backward(slopes.k)?;
+        let dqkv = match (&layer.head_norms, &kept.bare, slopes.whole) {
+            // They have been turned where they are.
+            (None, _, Some(whole)) => whole,
+            (norms, bare, _) => {
+                if let (Some([of_q, of_k]), Some((q, k))) = (norms, bare) {
+                    dq = head_norm_backward(&dq, q, of_q, epsilon)?;
+                    dk = head_norm_backward(&dk, k, of_k, epsilon)?;
+                }
+                Tensor::cat(&[dq, dk, slopes.v], 1)?
+            }
+        };
         let targets = [Target::Query, Target::Key, Target::Value];
         if !wants_input {
-            return self.pairs(&targets, &dqkv, &kept.normed).map(|()| None);
+            return self.pairs(&targets, &dqkv, &kept.normed).map(|_| None);
         }
         let dnormed = self.through(&targets, &dqkv, &kept.normed)?;
         rms_norm_backward(&dnormed, &kept.x, &layer.attention_norm, epsilon, Some(&dmiddle)).map(Some)
@@ -181,17 +187,21 @@ impl<'a> LayerPass<'a> {
             self.pairs(targets, dy, x)?;
             return dy.matmul(&self.merged(targets)?);
         }
-        // In bf16 a weight with a small update in it is the weight again: the update's share is added apart.
+        let dmiddles = self.pairs(targets, dy, x)?;
         let mut dx = Onto::New(dy.dtype());
-        for (target, dy) in self.side_by_side(targets, dy)? {
-            dx = Onto::This(self.weight(target).backward(&dy, dx)?);
-            if let Some((dmiddle, a)) = self.pair(target, &dy, x)? {
-                dx = Onto::This(product(&dmiddle, &a, 1.0, dx)?);
+        match self.decoder.layers[self.layer].joined(targets) {
+            Some(joined) => dx = Onto::This(product(dy, joined, 1.0, dx)?),
+            None => {
+                for (target, dy) in self.side_by_side(targets, dy)? {
+                    dx = Onto::This(self.weight(target).backward(&dy, dx)?);
+                }
             }
         }
-        match dx {
-            Onto::This(dx) => Ok(dx),
-            Onto::New(_) => candle_core::bail!("no linears"),
+        // In bf16 a weight with a small update in it is the weight again: the update's share is added apart.
+        match (dx, dmiddles, self.adapter.beside(self.layer, targets, dy)?) {
+            (dx, Some(dmiddles), Some(stack)) => product(&dmiddles, &stack.a, 1.0, dx),
+            (Onto::This(dx), _, _) => Ok(dx),
+            (Onto::New(_), _, _) => candle_core::bail!("no linears"),
         }
     }
 
@@ -207,47 +217,35 @@ impl<'a> LayerPass<'a> {
         each.collect()
     }
 
-    /// Adds the gradients of the linears' pairs.
-    fn pairs(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<()> {
+    /// Adds the gradients of the linears' pairs, `dA = scale · (dy B)ᵀ x` and `dB = dyᵀ (scale · x Aᵀ)`. Returns
+    /// `scale · dy B`, side by side, if they have pairs.
+    fn pairs(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some(bs) = self.bs(targets, dy)? else { return Ok(None) };
         let each = self.side_by_side(targets, dy)?;
-        if !on_slices(dy) {
-            return each.iter().try_for_each(|(target, dy)| self.pair(*target, dy, x).map(|_| ()));
-        }
-        let (mut dmiddles, mut dbs) = (Vec::new(), Vec::new());
-        for (target, dy) in each {
-            let Some((pair, at, middle)) = self.adapted(target) else { continue };
-            dmiddles.push(dy.matmul(&(&pair.b * self.adapter.scale())?)?);
-            dbs.push((at, dy.t()?.matmul(middle)?));
-        }
-        if dmiddles.is_empty() {
-            return Ok(());
-        }
+        let pairs: Vec<(Tensor, Tensor)> = each.iter().map(|(_, dy)| dy.clone()).zip(bs).collect();
+        let dmiddles = products_beside(&pairs, self.adapter.scale())?;
         // The input is read once for all of them.
-        let das = Tensor::cat(&dmiddles, 1)?.t()?.matmul(x)?;
+        let das = product(&dmiddles.t()?, x, 1.0, Onto::New(DType::F32))?;
         let rank = self.adapter.rank;
-        for (nth, (at, db)) in dbs.into_iter().enumerate() {
+        for (nth, (target, dy)) in each.iter().enumerate() {
+            let (Some(at), Some(middle)) =
+                (self.adapter.index(self.layer, *target), &self.kept.low_rank[*target as usize])
+            else {
+                continue;
+            };
+            let db = product(&dy.t()?, middle, 1.0, Onto::New(DType::F32))?;
             self.gradient.add(at, das.narrow(0, nth * rank, rank)?, db)?;
         }
-        Ok(())
+        Ok(Some(dmiddles))
     }
 
-    /// Adds the gradients of one linear's pair, `dA = scale · (dy B)ᵀ x` and `dB = dyᵀ (scale · x Aᵀ)`. Returns
-    /// `scale · dy B`, and what it is multiplied with to be the pair's share of the gradient of `x`.
-    fn pair(&mut self, target: Target, dy: &Tensor, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
-        let Some((pair, at, middle)) = self.adapted(target) else { return Ok(None) };
-        let [a, b] = pair.beside(dy)?;
-        let dmiddle = product(dy, &b, self.adapter.scale(), Onto::New(dy.dtype()))?;
-        let da = product(&dmiddle.t()?, x, 1.0, Onto::New(DType::F32))?;
-        let db = product(&dy.t()?, middle, 1.0, Onto::New(DType::F32))?;
-        self.gradient.add(at, da, db)?;
-        Ok(Some((dmiddle, a)))
-    }
-
-    /// A linear's pair, its place among the pairs, and its middle `scale · x Aᵀ`.
-    fn adapted(&self, target: Target) -> Option<(&'a Pair, usize, &'a Tensor)> {
-        let pair = self.adapter.pair(self.layer, target)?;
-        let middle = self.kept.low_rank[target as usize].as_ref()?;
-        Some((pair, self.adapter.index(self.layer, target)?, middle))
+    /// The pairs' `B` beside `dy`.
+    fn bs(&self, targets: &[Target], dy: &Tensor) -> Result<Option<Vec<Tensor>>> {
+        if !on_slices(dy) {
+            return Ok(self.adapter.beside(self.layer, targets, dy)?.map(|stack| stack.bs));
+        }
+        let pairs = targets.iter().map(|target| self.adapter.pair(self.layer, *target));
+        Ok(pairs.map(|pair| pair.map(|pair| pair.b.clone())).collect())
     }
 
     /// The linears' weights one below the other, the adapter's update in them: `W + scale · B A`, `[Σ out, in]`.

@@ -97,7 +97,7 @@ fn launch(name: &str, shape: LaunchConfig, tensors: &[&Tensor], numbers: &[Numbe
         other => candle_core::bail!("{name} takes f32 and bf16, not {other:?}"),
     };
     let kernel = card.get_or_load_custom_func(&format!("{name}_{kind}"), "gyrostat", PTX)?;
-    let addresses = tensors.iter().map(|tensor| address(tensor, card)).collect::<Result<Vec<u64>>>()?;
+    let addresses = tensors.iter().map(|tensor| beginning(tensor, card)).collect::<Result<Vec<u64>>>()?;
     let mut launch = kernel.builder();
     for address in &addresses {
         launch.arg(address);
@@ -108,21 +108,14 @@ fn launch(name: &str, shape: LaunchConfig, tensors: &[&Tensor], numbers: &[Numbe
             Number::Float(number) => launch.arg(number),
         };
     }
-    // SAFETY: the arguments are in the kernel's order, each address is that of a contiguous tensor on this card of the size
-    // that the numbers tell, as the callers below have it, and the stream frees no tensor before the kernel has ended.
+    // SAFETY: the arguments are in the kernel's order, each address is that of a tensor on this card of the size that the
+    // numbers tell, without gaps but for those between rows that they tell, too, as the callers below have it, and the stream
+    // frees no tensor before the kernel has ended.
     unsafe { launch.launch(shape) }.w()?;
     Ok(())
 }
 
 /// Where a tensor begins in the card's memory.
-fn address(tensor: &Tensor, card: &CudaDevice) -> Result<u64> {
-    if !tensor.is_contiguous() {
-        candle_core::bail!("the card's kernels take contiguous tensors, not {:?}", tensor.layout())
-    }
-    beginning(tensor, card)
-}
-
-/// The same of a tensor that may have gaps.
 fn beginning(tensor: &Tensor, card: &CudaDevice) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
@@ -213,6 +206,19 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, scale: f64, dtype: DType) -> Resul
     Ok(out)
 }
 
+/// `scale · a b` of each pair, side by side.
+pub(crate) fn products_beside(pairs: &[(Tensor, Tensor)], scale: f64) -> Result<Tensor> {
+    let [(first, _), ..] = pairs else { candle_core::bail!("no products") };
+    let widths = pairs.iter().map(|(_, b)| b.dim(1)).collect::<Result<Vec<_>>>()?;
+    let out = unfilled((first.dim(0)?, widths.iter().sum::<usize>()), first.dtype(), first.device())?;
+    let mut column = 0;
+    for ((a, b), width) in pairs.iter().zip(widths) {
+        multiply(&out.narrow(1, column, width)?, a, b, scale, false)?;
+        column += width;
+    }
+    Ok(out)
+}
+
 /// A tensor that a kernel is about to fill.
 fn unfilled(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     // SAFETY: every kernel below writes every element of what it is given to fill, before anything reads it.
@@ -221,6 +227,13 @@ fn unfilled(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Te
 
 fn like(x: &Tensor) -> Result<Tensor> {
     unfilled(x.shape(), x.dtype(), x.device())
+}
+
+/// A matrix whose rows are without gaps, and how far apart they are.
+fn spaced(x: &Tensor) -> Result<(Tensor, Number)> {
+    let x = if x.stride()[1] == 1 { x.clone() } else { x.contiguous()? };
+    let far = x.stride()[0].into();
+    Ok((x, far))
 }
 
 /// `[rows, columns]`, `[columns]`.
@@ -247,37 +260,60 @@ pub(crate) fn rms_norm_backward(
     Ok(dx)
 }
 
+/// Gate and up may be columns of one matrix.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let (gate, up, y) = (gate.contiguous()?, up.contiguous()?, like(gate)?);
-    let count = gate.elem_count();
-    launch("swiglu", elements(count), &[&y, &gate, &up], &[count.into()])?;
+    let (gate, up, far) = alike(gate, up)?;
+    let (count, columns, y) = (gate.elem_count(), gate.dim(1)?, like(&gate)?);
+    launch("swiglu", elements(count), &[&y, &gate, &up], &[count.into(), columns.into(), far])?;
     Ok(y)
 }
 
 pub(crate) fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let (rows, columns) = gate.dims2()?;
-    let (dy, gate, up) = (dy.contiguous()?, gate.contiguous()?, up.contiguous()?);
+    let (gate, up, far) = alike(gate, up)?;
+    let ((rows, columns), dy) = (gate.dims2()?, dy.contiguous()?);
     let out = unfilled((rows, 2 * columns), gate.dtype(), gate.device())?;
     let count = gate.elem_count();
-    launch("swiglu_backward", elements(count), &[&out, &dy, &gate, &up], &[count.into(), columns.into()])?;
+    let numbers = [count.into(), columns.into(), far];
+    launch("swiglu_backward", elements(count), &[&out, &dy, &gate, &up], &numbers)?;
     Ok(out)
 }
 
+/// Two matrices whose rows are equally far apart.
+fn alike(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor, Number)> {
+    let columns = a.dim(1)?;
+    if a.stride() == b.stride() && a.stride()[1] == 1 {
+        return Ok((a.clone(), b.clone(), a.stride()[0].into()));
+    }
+    Ok((a.contiguous()?, b.contiguous()?, columns.into()))
+}
+
 /// Turns the halves of every head, `[rows, heads · 2 · half]`, by angles of `[rows, …, half]` in f32.
-pub(crate) fn turn(x: &Tensor, (cos, sin): (&Tensor, &Tensor), sign: f32) -> Result<Tensor> {
-    let ((_, columns), half) = (x.dims2()?, cos.dim(candle_core::D::Minus1)?);
-    let (x, y) = (x.contiguous()?, like(x)?);
-    let count = x.elem_count() / 2;
-    let numbers = [count.into(), (columns / (2 * half)).into(), half.into(), sign.into()];
-    launch("turn", elements(count), &[&y, &x, cos, sin], &numbers)?;
+pub(crate) fn turn(x: &Tensor, angles: (&Tensor, &Tensor), sign: f32) -> Result<Tensor> {
+    let y = like(x)?;
+    turn_to(&y, &spaced(x)?, angles, sign)?;
     Ok(y)
+}
+
+/// The same in place. Nobody else may use `x`.
+pub(crate) fn turn_in_place(x: Tensor, angles: (&Tensor, &Tensor), sign: f32) -> Result<Tensor> {
+    let x = spaced(&x)?;
+    turn_to(&x.0, &x, angles, sign)?;
+    Ok(x.0)
+}
+
+fn turn_to(y: &Tensor, (x, far): &(Tensor, Number), (cos, sin): (&Tensor, &Tensor), sign: f32) -> Result<()> {
+    let ((_, columns), half) = (x.dims2()?, cos.dim(candle_core::D::Minus1)?);
+    let count = x.elem_count() / 2;
+    let heads = columns / (2 * half);
+    let numbers = [count.into(), heads.into(), half.into(), y.stride()[0].into(), *far, sign.into()];
+    launch("turn", elements(count), &[y, x, cos, sin], &numbers)
 }
 
 /// Writes rows to places of a store: `[places, columns]`, `[rows, columns]`, `[rows]`.
 pub(crate) fn place_rows(store: &Tensor, rows: &Tensor, places: &Tensor) -> Result<()> {
-    let (rows, columns) = (rows.contiguous()?, store.dim(1)?);
+    let ((rows, far), columns) = (spaced(rows)?, store.dim(1)?);
     let count = rows.elem_count();
-    launch("place_rows", elements(count), &[store, &rows, places], &[count.into(), columns.into()])
+    launch("place_rows", elements(count), &[store, &rows, places], &[count.into(), columns.into(), far])
 }
 
 /// Which places the rows of a pass see, as the kernels read it.
@@ -326,7 +362,7 @@ fn numbers(heads: Heads) -> [Number; 4] {
     [heads.queries.into(), heads.keys.into(), heads.dim.into(), heads.scale().into()]
 }
 
-/// Rows of queries over the keys and values that they see.
+/// Rows of queries over the keys and values that they see; values may be columns of a wider matrix.
 pub(crate) fn attend(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     sights: &Sights,
@@ -335,12 +371,12 @@ pub(crate) fn attend(
     /// Rows and heads below which the warps of a block share a row's keys: there are too few to fill the card.
     const FEW: usize = 2048;
     let (each, rows) = (lanes(heads)?, q.dim(0)?);
-    let (q, k, v, out) = (q.contiguous()?, k.contiguous()?, v.contiguous()?, like(q)?);
+    let (q, k, (v, v_far), out) = (q.contiguous()?, k.contiguous()?, spaced(v)?, like(q)?);
+    let [queries, keys, dim, scale] = numbers(heads);
     if let Some(tiles) = sights.tiles(&q, heads)? {
         let tensors = [&out, &q, &k, &v, &sights.locations, &sights.rows, &sights.tiles];
-        let [queries, keys, _, scale] = numbers(heads);
         let name = format!("attend_tiles_{}", heads.dim);
-        launch(&name, blocks(tiles, heads.queries), &tensors, &[queries, keys, scale])?;
+        launch(&name, blocks(tiles, heads.queries), &tensors, &[queries, keys, v_far, scale])?;
         return Ok(out);
     }
     let warps = if rows * heads.queries < FEW { 8 } else { 1 };
@@ -351,39 +387,43 @@ pub(crate) fn attend(
         shared_mem_bytes: 4 * warps * (2 + 8 * each as u32) * 4,
     };
     let tensors = [&out, &q, &k, &v, &sights.locations, &sights.rows];
-    launch(&format!("attend_{each}"), shape, &tensors, &numbers(heads))?;
+    launch(&format!("attend_{each}"), shape, &tensors, &[queries, keys, dim, v_far, scale])?;
     Ok(out)
 }
 
-/// The gradients of queries, keys and values of whole sequences.
+/// The gradients of queries, keys and values of whole sequences, side by side: `[rows, (queries + 2 keys) · dim]`.
 pub(crate) fn attend_backward(
     dy: &Tensor,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     sights: &Sights,
     heads: Heads,
-) -> Result<(Tensor, Tensor, Tensor)> {
+) -> Result<Tensor> {
     let (each, rows) = (lanes(heads)?, q.dim(0)?);
-    let (dy, q, k, v) = (dy.contiguous()?, q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    let (dq, dk, dv) = (like(&q)?, like(&k)?, like(&v)?);
+    let (dy, q, k, (v, v_far)) = (dy.contiguous()?, q.contiguous()?, k.contiguous()?, spaced(v)?);
+    let (of_q, of_k) = (heads.queries * heads.dim, heads.keys * heads.dim);
+    let whole = unfilled((rows, of_q + 2 * of_k), q.dtype(), q.device())?;
+    let (dq, dk, dv) =
+        (whole.narrow(1, 0, of_q)?, whole.narrow(1, of_q, of_k)?, whole.narrow(1, of_q + of_k, of_k)?);
     let stats = unfilled((rows, heads.queries, 2), DType::F32, q.device())?;
+    let ([queries, keys, dim, scale], far) = (numbers(heads), Number::from(of_q + 2 * of_k));
+    let mut of_queries = vec![&dq, &stats, &dy, &q, &k, &v, &sights.locations, &sights.rows];
+    let mut of_keys = vec![&dk, &dv, &dy, &q, &k, &v, &stats, &sights.until];
     if let Some(tiles) = sights.tiles(&q, heads)? {
-        let [queries, keys, _, scale] = numbers(heads);
+        let numbers = [queries, keys, v_far, far, scale];
+        of_queries.push(&sights.tiles);
         let name = format!("attend_backward_queries_tiles_{}", heads.dim);
-        let tensors = [&dq, &stats, &dy, &q, &k, &v, &sights.locations, &sights.rows, &sights.tiles];
-        launch(&name, blocks(tiles, heads.queries), &tensors, &[queries, keys, scale])?;
+        launch(&name, blocks(tiles, heads.queries), &of_queries, &numbers)?;
+        of_keys.push(&sights.tiles);
         let name = format!("attend_backward_keys_tiles_{}", heads.dim);
-        let tensors = [&dk, &dv, &dy, &q, &k, &v, &stats, &sights.until, &sights.tiles];
-        launch(&name, blocks(tiles, heads.keys), &tensors, &[queries, keys, scale])?;
-        return Ok((dq, dk, dv));
+        launch(&name, blocks(tiles, heads.keys), &of_keys, &numbers)?;
+    } else {
+        let numbers = [rows.into(), queries, keys, dim, v_far, far, scale];
+        let name = format!("attend_backward_queries_{each}");
+        launch(&name, warps(rows * heads.queries), &of_queries, &numbers)?;
+        let name = format!("attend_backward_keys_{each}");
+        launch(&name, warps(rows * heads.keys), &of_keys, &numbers)?;
     }
-    let numbers: Vec<Number> = [rows.into()].into_iter().chain(numbers(heads)).collect();
-    let name = format!("attend_backward_queries_{each}");
-    let tensors = [&dq, &stats, &dy, &q, &k, &v, &sights.locations, &sights.rows];
-    launch(&name, warps(rows * heads.queries), &tensors, &numbers)?;
-    let name = format!("attend_backward_keys_{each}");
-    let tensors = [&dk, &dv, &dy, &q, &k, &v, &stats, &sights.until];
-    launch(&name, warps(rows * heads.keys), &tensors, &numbers)?;
-    Ok((dq, dk, dv))
+    Ok(whole)
 }
 
 /// `log p` of each row's target, and the entropies, of logits that are divided by `temperature`. The logits themselves become

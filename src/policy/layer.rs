@@ -6,7 +6,7 @@ use super::{
     architecture::Target,
     batch::Adapted,
     linear::Linear,
-    ops::{Onto, product},
+    ops::{Onto, add_to_rows, product},
     packed::{Packed, Update},
 };
 
@@ -17,6 +17,8 @@ pub(crate) struct Layer {
     pub(crate) mlp_norm: Tensor,
     /// In the order of [`Target::ALL`].
     pub(crate) linears: [Linear; 7],
+    /// Of what these are rows of, beside the CPU's own form: query, key and value, and gate and up.
+    pub(crate) joined: Option<[Tensor; 2]>,
     /// Of query, key and value, in families that have them: `[out]`.
     pub(crate) biases: Option<[Tensor; 3]>,
     /// Of each head's query and key, in families that have them: `[head_dim]`.
@@ -38,12 +40,8 @@ impl Layer {
         let mut products = match Linear::packed(linears) {
             Some(packed) => project_packed((packed, targets), x, adapted, layer, low_rank)?,
             None => {
-                let mut products = Linear::forward_all(linears, x)?;
-                for (y, target) in products.iter_mut().zip(targets) {
-                    let (changed, middle) = add_adapted(y, x, adapted, layer, target)?;
-                    *y = changed;
-                    low_rank.push(middle);
-                }
+                let mut products = self.products(targets, x)?;
+                add_adapted((&mut products, targets), x, adapted, layer, low_rank)?;
                 products
             }
         };
@@ -53,6 +51,28 @@ impl Layer {
             }
         }
         Ok(products)
+    }
+
+    /// Of the base alone.
+    fn products<const N: usize>(&self, targets: [Target; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let Some(joined) = self.joined(&targets) else {
+            return Linear::forward_all(targets.map(|target| &self.linears[target as usize]), x);
+        };
+        let all = product(x, &joined.t()?, 1.0, Onto::New(x.dtype()))?;
+        let mut column = 0;
+        let products = targets.map(|target| {
+            let width = self.linears[target as usize].dims()[0];
+            column += width;
+            all.narrow(1, column - width, width)
+        });
+        let products: Vec<Tensor> = products.into_iter().collect::<Result<_>>()?;
+        products.try_into().map_err(|_| candle_core::Error::Msg("as many products as matrices".to_owned()))
+    }
+
+    /// The weights of linears that share an input, one below the other, if they lie so.
+    pub(crate) fn joined(&self, targets: &[Target]) -> Option<&Tensor> {
+        let at = [Target::Query, Target::Gate].iter().position(|first| targets.first() == Some(first))?;
+        self.joined.as_ref().filter(|_| targets.len() > 1).map(|joined| &joined[at])
     }
 }
 
@@ -78,44 +98,25 @@ fn project_packed<const N: usize>(
     products.try_into().map_err(|_| candle_core::Error::Msg("as many products as matrices".to_owned()))
 }
 
-/// `y = x Wᵀ` with each adapter's `scale · (x Aᵀ) Bᵀ` added to its rows.
-///
-/// Returns the low-rank middle `scale · x Aᵀ` of the last adapter too, which the backward pass needs.
-fn add_adapted(
-    y: &Tensor,
+/// Adds each adapter's `scale · (x Aᵀ) Bᵀ` to its rows of the products; appends the low-rank middles of the last one.
+fn add_adapted<const N: usize>(
+    (products, targets): (&mut [Tensor; N], [Target; N]),
     x: &Tensor,
     adapted: &Adapted,
     layer: usize,
-    target: Target,
-) -> Result<(Tensor, Option<Tensor>)> {
-    let rows = y.dim(0)?;
-    let mut pieces: Vec<Tensor> = Vec::new();
-    let mut done = 0;
-    let mut inner = None;
-    for (range, adapter) in adapted {
-        let Some(pair) = adapter.pair(layer, target) else { continue };
-        let whole = range.len() == rows;
-        let (x, y_rows) = if whole {
-            (x.clone(), y.clone())
-        } else {
-            (x.narrow(0, range.start, range.len())?, y.narrow(0, range.start, range.len())?)
-        };
-        let [a, b] = pair.beside(&x)?;
-        let middle = product(&x, &a.t()?, adapter.scale(), Onto::New(x.dtype()))?;
-        let changed = product(&middle, &b.t()?, 1.0, Onto::This(y_rows))?;
-        inner = Some(middle);
-        if range.start > done {
-            pieces.push(y.narrow(0, done, range.start - done)?);
+    low_rank: &mut Vec<Option<Tensor>>,
+) -> Result<()> {
+    let mut middles = [const { None }; N];
+    for (rows, adapter) in adapted {
+        let x = if rows.len() == x.dim(0)? { x.clone() } else { x.narrow(0, rows.start, rows.len())? };
+        let Some(stack) = adapter.beside(layer, &targets, &x)? else { continue };
+        let all = product(&x, &stack.a.t()?, adapter.scale(), Onto::New(x.dtype()))?;
+        for (nth, (y, b)) in products.iter_mut().zip(&stack.bs).enumerate() {
+            let middle = all.narrow(1, nth * adapter.rank, adapter.rank)?;
+            *y = add_to_rows(y, rows.clone(), &middle, &b.t()?)?;
+            middles[nth] = Some(middle);
         }
-        done = range.end;
-        pieces.push(changed);
     }
-    if pieces.is_empty() {
-        return Ok((y.clone(), inner));
-    }
-    if done < rows {
-        pieces.push(y.narrow(0, done, rows - done)?);
-    }
-    let y = if pieces.len() == 1 { pieces.swap_remove(0) } else { Tensor::cat(&pieces, 0)? };
-    Ok((y, inner))
+    low_rank.extend(middles);
+    Ok(())
 }

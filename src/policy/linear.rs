@@ -103,6 +103,21 @@ impl Linear {
         all.try_into().map_err(|_| candle_core::Error::Msg("as many products as matrices".to_owned()))
     }
 
+    /// Dense matrices one below the other, and each as rows of that.
+    pub(crate) fn joined<const N: usize>(linears: [Self; N]) -> Result<(Tensor, [Self; N])> {
+        let dense = linears.iter().map(Self::dense).collect::<Result<Vec<_>>>()?;
+        let joined = Tensor::cat(&dense, 0)?;
+        let mut row = 0;
+        let rows = linears.map(|linear| {
+            let count = linear.dims()[0];
+            row += count;
+            joined.narrow(0, row - count, count).map(Self::Dense)
+        });
+        let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
+        let rows = rows.try_into().map_err(|_| candle_core::Error::Msg("as many as before".to_owned()))?;
+        Ok((joined, rows))
+    }
+
     /// The matrices if all of them are packed.
     pub(crate) fn packed<const N: usize>(linears: [&Self; N]) -> Option<[&Packed; N]> {
         let packed: Vec<&Packed> = linears

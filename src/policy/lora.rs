@@ -27,14 +27,12 @@ use super::{
 pub struct Pair {
     pub a: Tensor,
     pub b: Tensor,
-    /// Both in the form of the activations, where those are not f32 on the CPU as the pair itself is.
-    placed: OnceLock<[Tensor; 2]>,
     lanes: OnceLock<[Lanes; 2]>,
 }
 
 impl Pair {
     fn new(a: Tensor, b: Tensor) -> Self {
-        Self { a, b, placed: OnceLock::new(), lanes: OnceLock::new() }
+        Self { a, b, lanes: OnceLock::new() }
     }
 
     /// `scale · a` and `b` for products beside packed weights; brought into that order once, as the scale is the adapter's.
@@ -44,19 +42,6 @@ impl Pair {
         }
         let lanes = [Lanes::new(&self.a, scale)?, Lanes::new(&self.b, 1.0)?];
         Ok(self.lanes.get_or_init(|| lanes))
-    }
-
-    /// `a` and `b` for products with `x`; moved there once.
-    pub(crate) fn beside(&self, x: &Tensor) -> candle_core::Result<[Tensor; 2]> {
-        let placement = Placement::of(x);
-        let known = [[&self.a, &self.b]].into_iter().chain(self.placed.get().map(|[a, b]| [a, b]));
-        if let Some(pair) = known.into_iter().find(|[a, _]| placement.holds(a)) {
-            return Ok(pair.map(Clone::clone));
-        }
-        let placed = [placement.place(&self.a)?, placement.place(&self.b)?];
-        // Another device's may stand there already; then it keeps its place.
-        let _kept = self.placed.set(placed.clone());
-        Ok(placed)
     }
 
     /// Adds `scale · B A` to a weight of `[out, in]`.
@@ -89,6 +74,17 @@ pub struct Adapter {
     pairs: Vec<Pair>,
     /// `[heads, hidden]`, without bias; `None` for a policy.
     pub score: Option<Tensor>,
+    /// The pairs in the form of the activations; four a layer, in the order of [`Target::SHARING`].
+    placed: OnceLock<Arc<Vec<Stack>>>,
+}
+
+/// The pairs of linears that read the same input.
+#[derive(Debug, Clone)]
+pub(crate) struct Stack {
+    /// One below the other: `[linears · rank, in]`.
+    pub(crate) a: Tensor,
+    /// Each one's, `[out, rank]`.
+    pub(crate) bs: Vec<Tensor>,
 }
 
 /// The shape of an adapter before it is made.
@@ -123,7 +119,8 @@ impl Adapter {
         let hidden = architecture.hidden;
         let bound = 1.0 / (hidden as f64).sqrt();
         let score = (shape.heads > 0).then(|| uniform(shape.heads, hidden, bound)).transpose()?;
-        Ok(Self { rank: shape.rank, alpha: shape.alpha, first_layer: shape.first_layer, pairs, score })
+        let Shape { rank, alpha, first_layer, .. } = shape;
+        Ok(Self { rank, alpha, first_layer, pairs, score, placed: OnceLock::new() })
     }
 
     /// `alpha / rank`.
@@ -139,6 +136,63 @@ impl Adapter {
     /// Where the linear's pair stands among the pairs.
     pub(crate) fn index(&self, layer: usize, target: Target) -> Option<usize> {
         Some(layer.checked_sub(self.first_layer)? * Target::ALL.len() + target as usize)
+    }
+
+    /// The pairs of linears that read the same input, as in [`Target::SHARING`], for products with `x`; `None` if this
+    /// adapter does not reach their layer.
+    pub(crate) fn beside(
+        &self,
+        layer: usize,
+        targets: &[Target],
+        x: &Tensor,
+    ) -> candle_core::Result<Option<Stack>> {
+        let group = Target::SHARING.iter().position(|sharing| *sharing == targets);
+        let (Some(layer), Some(group)) = (layer.checked_sub(self.first_layer), group) else {
+            return Ok(None);
+        };
+        let at = layer * Target::SHARING.len() + group;
+        let placement = Placement::of(x);
+        let known = self.placed.get().and_then(|stacks| stacks.get(at));
+        if let Some(stack) = known.filter(|stack| placement.holds(&stack.a)) {
+            return Ok(Some(stack.clone()));
+        }
+        let stacks = Arc::new(self.stacks(&placement)?);
+        // Another device's may stand there already; then it keeps its place.
+        let _kept = self.placed.set(Arc::clone(&stacks));
+        Ok(stacks.get(at).cloned())
+    }
+
+    fn stacks(&self, placement: &Placement) -> candle_core::Result<Vec<Stack>> {
+        let layers =
+            self.pairs.chunks_exact(Target::ALL.len()).map(|layer| self.layer_stacks(layer, placement));
+        Ok(layers.collect::<candle_core::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// The pairs of a layer travel at once: a card waits longer for many small copies than for one.
+    fn layer_stacks(&self, layer: &[Pair], placement: &Placement) -> candle_core::Result<[Stack; 4]> {
+        let groups = Target::SHARING.map(|targets| targets.iter().map(|target| &layer[*target as usize]));
+        let mut numbers: Vec<f32> = Vec::new();
+        for pairs in groups.clone() {
+            for tensor in pairs.clone().map(|pair| &pair.a).chain(pairs.map(|pair| &pair.b)) {
+                read(tensor, |tensor| numbers.extend_from_slice(tensor))?;
+            }
+        }
+        let count = numbers.len();
+        let all = placement.place(&Tensor::from_vec(numbers, count, &Device::Cpu)?)?;
+        let mut from = 0;
+        let mut cut = |rows: usize, columns: usize| {
+            let piece = all.narrow(0, from, rows * columns)?.reshape((rows, columns));
+            from += rows * columns;
+            piece
+        };
+        let stacks = groups.map(|pairs| {
+            let input = pairs.clone().next().map_or(Ok(0), |pair| pair.a.dim(1))?;
+            let a = cut(pairs.len() * self.rank, input)?;
+            let bs = pairs.map(|pair| cut(pair.b.dim(0)?, self.rank));
+            Ok(Stack { a, bs: bs.collect::<candle_core::Result<_>>()? })
+        });
+        let stacks = stacks.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
+        stacks.try_into().map_err(|_| candle_core::Error::Msg("four stacks a layer".to_owned()))
     }
 
     pub fn pairs(&self) -> &[Pair] {
@@ -164,7 +218,7 @@ impl Adapter {
             .map(|pair| Ok(Pair::new(next(&pair.a)?, next(&pair.b)?)))
             .collect::<candle_core::Result<_>>()?;
         let score = self.score.as_ref().map(&mut next).transpose()?;
-        Ok(Self { pairs, score, ..self.clone() })
+        Ok(Self { pairs, score, placed: OnceLock::new(), ..*self })
     }
 
     /// The scalar heads for products with hidden states in f32 where these are, `[heads, hidden]`.
@@ -260,7 +314,8 @@ impl Adapter {
             let own = heads.dims().len() == 2 && same(&heads.mean_keepdim(0)?, mean)?;
             score = if own { Some(heads.clone()) } else { score };
         }
-        Ok(Arc::new(Self { rank: config.r, alpha: config.lora_alpha, first_layer, pairs, score }))
+        let (rank, alpha, placed) = (config.r, config.lora_alpha, OnceLock::new());
+        Ok(Arc::new(Self { rank, alpha, first_layer, pairs, score, placed }))
     }
 }
 

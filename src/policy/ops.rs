@@ -7,6 +7,8 @@
 
 pub(crate) mod tensors;
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Storage, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
@@ -117,6 +119,31 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, scale: f64, onto: Onto) -> Result<
         Onto::New(dtype) => found.to_dtype(dtype),
         Onto::This(out) => sum(&out, &found),
     }
+}
+
+/// Adds `a b` to some rows of `y`, which is used up.
+pub(crate) fn add_to_rows(y: &Tensor, rows: Range<usize>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let changed = product(a, b, 1.0, Onto::This(y.narrow(0, rows.start, rows.len())?))?;
+    let all = y.dim(0)?;
+    if rows.len() == all {
+        return Ok(changed);
+    }
+    #[cfg(feature = "cuda")]
+    if card::takes(y) {
+        // They have been changed where they are.
+        return Ok(y.clone());
+    }
+    Tensor::cat(&[y.narrow(0, 0, rows.start)?, changed, y.narrow(0, rows.end, all - rows.end)?], 0)
+}
+
+/// `scale · a b` of each pair, side by side.
+pub(crate) fn products_beside(pairs: &[(Tensor, Tensor)], scale: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if pairs.iter().all(|(a, _)| card::takes(a)) {
+        return card::products_beside(pairs, scale);
+    }
+    let products = pairs.iter().map(|(a, b)| product(a, &(b * scale)?, 1.0, Onto::New(a.dtype())));
+    Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 1)
 }
 
 /// `a + b`. candle's sum waits for threads of candle's own, which would compete with ours.
@@ -370,7 +397,7 @@ pub(super) mod tests {
     fn rotation_has_its_gradient() {
         let angles = Rope::new(8, 10_000.0, &RopeScaling::None).angles(&[0, 7, 31]);
         let (x, c) = (matrix(3, 16, 4), matrix(3, 16, 5));
-        let dx = angles.rotate_backward(&c).unwrap();
+        let dx = angles.rotate_backward(c.clone()).unwrap();
         check_gradient(&x, &dx, |x| weighted_sum(&angles.rotate(x).unwrap(), &c));
     }
 

@@ -58,9 +58,14 @@ impl Angles {
         self.turn(x, 1.0)
     }
 
-    /// The gradient of [`Angles::rotate`]: a turn the other way.
-    pub(crate) fn rotate_backward(&self, dy: &Tensor) -> candle_core::Result<Tensor> {
-        self.turn(dy, -1.0)
+    /// The gradient of [`Angles::rotate`]: a turn the other way. It may take the place of `dy`.
+    pub(crate) fn rotate_backward(&self, dy: Tensor) -> candle_core::Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if card::takes(&dy) {
+            let [cos, sin] = self.beside(dy.device(), candle_core::DType::F32)?;
+            return card::turn_in_place(dy, (&cos, &sin), -1.0);
+        }
+        self.turn(&dy, -1.0)
     }
 
     fn turn(&self, x: &Tensor, sign: f32) -> candle_core::Result<Tensor> {

@@ -128,6 +128,7 @@ impl Decoder {
         for layer in 0..architecture.layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
             let [q, k, v, o, gate, up, down] = Target::ALL.map(|target| checked(&name(target.module())));
+            let (linears, joined) = joined([q?, k?, v?, o?, gate?, up?, down?], placement)?;
             let biases = if architecture.has_bias() {
                 let of = |part: &str| checked(&format!("model.layers.{layer}.self_attn.{part}_proj.bias"));
                 let [q, k, v] = ["q", "k", "v"].map(of);
@@ -144,7 +145,8 @@ impl Decoder {
             layers.push(Layer {
                 attention_norm: checked(&name("input_layernorm"))?.dense()?,
                 mlp_norm: checked(&name("post_attention_layernorm"))?.dense()?,
-                linears: [q?, k?, v?, o?, gate?, up?, down?],
+                linears,
+                joined,
                 biases,
                 head_norms,
             });
@@ -180,6 +182,19 @@ impl Decoder {
         }
         Ok(tensors)
     }
+}
+
+/// Linears that read the same input become rows of one matrix, beside the CPU's own form: they are one product then.
+fn joined(
+    [q, k, v, o, gate, up, down]: [Linear; 7],
+    placement: &Placement,
+) -> candle_core::Result<([Linear; 7], Option<[Tensor; 2]>)> {
+    if placement.has_slices() {
+        return Ok(([q, k, v, o, gate, up, down], None));
+    }
+    let (qkv, [q, k, v]) = Linear::joined([q, k, v])?;
+    let (gate_up, [gate, up]) = Linear::joined([gate, up])?;
+    Ok(([q, k, v, o, gate, up, down], Some([qkv, gate_up])))
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";

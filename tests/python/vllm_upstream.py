@@ -184,6 +184,19 @@ def swaps(args, direct, server):
     return len(seen) + 20
 
 
+def wait_recorded(server, given):
+    """No answer waits for being recorded, so that the last ones may be on their way."""
+    until = time.monotonic() + 10
+    while True:
+        page = server.get("/metrics").expect(200).text
+        counts = [line for line in page.splitlines() if line.startswith("gyrostat_completions_total{") and ("stop" in line or "length" in line)]
+        total = sum(float(line.split()[-1]) for line in counts)
+        if total == given:
+            return
+        check(total < given and time.monotonic() < until, f"{total} answers were recorded, {given} given")
+        time.sleep(0.05)
+
+
 def recorded(args, home, texts, more):
     """What the store has, by the program's own export."""
     out = home / "unpaired.jsonl"
@@ -210,9 +223,7 @@ def run(args):
         with server:
             texts = streams(direct, server)
             swapped = swaps(args, direct, server)
-            page = server.get("/metrics").expect(200).text
-            total = sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("gyrostat_completions_total{") and ("stop" in line or "length" in line))
-            check(total == len(texts) + swapped, f"{total} answers were recorded, {len(texts) + swapped} given")
+            wait_recorded(server, len(texts) + swapped)
             check(server.stop() == 0, "the server did not end well")
         recorded(args, home, texts, swapped)
 

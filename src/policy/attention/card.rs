@@ -49,7 +49,7 @@ impl Sight {
         dy: &Tensor,
         qkv: (&Tensor, &Tensor, &Tensor),
         heads: Heads,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    ) -> Result<Tensor> {
         card::attend_backward(dy, qkv, &self.0, heads)
     }
 }

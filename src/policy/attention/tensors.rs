@@ -181,7 +181,7 @@ impl Group {
         heads: Heads,
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let places = |x: &Tensor| {
-            let picked = x.index_select(&self.locations, 0)?;
+            let picked = x.contiguous()?.index_select(&self.locations, 0)?;
             picked.reshape((self.count, self.places, heads.keys, heads.dim))?.transpose(1, 2)?.contiguous()
         };
         Ok((self.queries(q, heads)?, places(k)?, places(v)?))
@@ -291,7 +291,7 @@ mod tests {
         assert!(gap(&found, &expected) < 1e-5, "{heads:?}: {}", gap(&found, &expected));
         let expected = attend_backward(&dy, (&q, &k, &v), &spans, heads).unwrap();
         let found = reach.backward(&f64s(&dy), (&wide[0], &wide[1], &wide[2]), heads).unwrap();
-        for (found, expected) in [(&found.0, &expected.0), (&found.1, &expected.1), (&found.2, &expected.2)] {
+        for (found, expected) in [(&found.q, &expected.0), (&found.k, &expected.1), (&found.v, &expected.2)] {
             assert!(gap(found, expected) < 2e-5, "{heads:?}: {}", gap(found, expected));
         }
     }

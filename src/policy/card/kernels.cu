@@ -58,46 +58,53 @@ static __device__ void rms_norm_backward(T* dx, const T* dy, const T* x, const T
     }
 }
 
-// ---- elementwise: a thread an element ----
+// ---- elementwise: a thread an element; `far` is the distance between two rows of what may be columns of a wider matrix ----
 
 static __device__ __forceinline__ int element() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
 template <typename T>
-static __device__ void swiglu(T* y, const T* gate, const T* up, int count) {
+static __device__ void swiglu(T* y, const T* gate, const T* up, int count, int columns, int far) {
     int at = element();
     if (at >= count) return;
-    float x = wide(gate[at]);
-    put(y + at, x * sigmoid(x) * wide(up[at]));
+    size_t from = (size_t)(at / columns) * far + at % columns;
+    float x = wide(gate[from]);
+    put(y + at, x * sigmoid(x) * wide(up[from]));
 }
 
 // The gradients of gate and up, side by side: `[rows, 2 · columns]`.
 template <typename T>
-static __device__ void swiglu_backward(T* out, const T* dy, const T* gate, const T* up, int count, int columns) {
+static __device__ void swiglu_backward(T* out, const T* dy, const T* gate, const T* up, int count, int columns, int far) {
     int at = element();
     if (at >= count) return;
-    float d = wide(dy[at]), x = wide(gate[at]), s = sigmoid(x);
+    size_t from = (size_t)(at / columns) * far + at % columns;
+    float d = wide(dy[at]), x = wide(gate[from]), s = sigmoid(x);
     T* row = out + (size_t)(at / columns) * 2 * columns + at % columns;
-    put(row, d * wide(up[at]) * s * (1.0f + x * (1.0f - s)));
+    put(row, d * wide(up[from]) * s * (1.0f + x * (1.0f - s)));
     put(row + columns, d * x * s);
 }
 
-// Turns each head's halves; `cos` and `sin` are `[rows, half]`. A thread a pair.
+// Turns each head's halves; `cos` and `sin` are `[rows, half]`. A thread a pair, so that `y` may be `x`.
 template <typename T>
-static __device__ void turn(T* y, const T* x, const float* cos, const float* sin, int count, int heads, int half, float sign) {
+static __device__ void turn(T* y, const T* x, const float* cos, const float* sin, int count, int heads, int half, int y_far,
+                            int x_far, float sign) {
     int at = element();
     if (at >= count) return;
     int i = at % half, head = at / half % heads, row = at / half / heads;
-    size_t low = ((size_t)row * heads + head) * 2 * half + i;
-    float c = cos[row * half + i], s = sign * sin[row * half + i], a = wide(x[low]), b = wide(x[low + half]);
-    put(y + low, a * c - b * s);
-    put(y + low + half, b * c + a * s);
+    int column = head * 2 * half + i;
+    x += (size_t)row * x_far + column;
+    y += (size_t)row * y_far + column;
+    float c = cos[row * half + i], s = sign * sin[row * half + i], a = wide(x[0]), b = wide(x[half]);
+    put(y, a * c - b * s);
+    put(y + half, b * c + a * s);
 }
 
 // Rows to places of a store.
 template <typename T>
-static __device__ void place_rows(T* store, const T* rows, const unsigned* places, int count, int columns) {
+static __device__ void place_rows(T* store, const T* rows, const unsigned* places, int count, int columns, int far) {
     int at = element();
-    if (at < count) store[(size_t)places[at / columns] * columns + at % columns] = rows[at];
+    if (at >= count) return;
+    int row = at / columns, column = at % columns;
+    store[(size_t)places[row] * columns + column] = rows[(size_t)row * far + column];
 }
 
 // ---- attention: eight lanes a key, N of its dimensions each ----
@@ -153,10 +160,11 @@ struct Sight {
 // `exp(a − b)`, 0 for a = −∞ even where b is.
 static __device__ __forceinline__ float fall(float a, float b) { return a == -INFINITY ? 0.0f : __expf(a - b); }
 
-// A block a row and query head; its warps share the row's keys. Softmax as it goes (Milakov and Gimelshein, 2018).
+// A block a row and query head; its warps share the row's keys. Two rows of values are `v_far` apart. Softmax as it goes
+// (Milakov and Gimelshein, 2018).
 template <int N, typename T>
 static __device__ void attend(T* out, const T* q, const T* k, const T* v, const unsigned* locations, const Sight* sights,
-                              int queries, int keys, int dim, float scale) {
+                              int queries, int keys, int dim, int v_far, float scale) {
     int row = blockIdx.x, head = blockIdx.y, key = head / (queries / keys);
     int group = threadIdx.x / 8, part = threadIdx.x % 8, groups = blockDim.x / 8;
     Sight sight = sights[row];
@@ -168,9 +176,9 @@ static __device__ void attend(T* out, const T* q, const T* k, const T* v, const 
     for (unsigned start = sight.from; start < sight.to; start += groups) {
         unsigned place = start + group;
         bool seen = place < sight.to;
-        size_t at = ((size_t)locations[sight.first + (seen ? place : sight.from)] * keys + key) * dim;
-        k_at.load(k + at, part, dim);
-        v_at.load(v + at, part, dim);
+        size_t at = locations[sight.first + (seen ? place : sight.from)];
+        k_at.load(k + (at * keys + key) * dim, part, dim);
+        v_at.load(v + at * v_far + key * dim, part, dim);
         float score = own.dot(k_at) * scale;
         if (!seen) score = -INFINITY;
         float now = fmaxf(most, score), kept = fall(most, now), weight = fall(score, now);
@@ -198,11 +206,11 @@ static __device__ void attend(T* out, const T* q, const T* k, const T* v, const 
 }
 
 // The gradient of the queries. A warp a row and query head, four of them a block. `stats` gets each one's log of the sum of
-// its weights and the mean of the gradient under them, which the other half needs.
+// its weights and the mean of the gradient under them, which the other half needs. Two rows of gradients are `far` apart.
 template <int N, typename T>
 static __device__ void attend_backward_queries(T* dq, float2* stats, const T* dy, const T* q, const T* k, const T* v,
                                                const unsigned* locations, const Sight* sights, int rows, int queries, int keys,
-                                               int dim, float scale) {
+                                               int dim, int v_far, int far, float scale) {
     int pair = warp_row();
     if (pair >= rows * queries) return;
     int row = pair / queries, head = pair % queries, key = head / (queries / keys);
@@ -217,9 +225,9 @@ static __device__ void attend_backward_queries(T* dq, float2* stats, const T* dy
     for (unsigned start = sight.from; start < sight.to; start += 4) {
         unsigned place = start + group;
         bool seen = place < sight.to;
-        size_t at = ((size_t)locations[sight.first + (seen ? place : sight.from)] * keys + key) * dim;
-        k_at.load(k + at, part, dim);
-        v_at.load(v + at, part, dim);
+        size_t at = locations[sight.first + (seen ? place : sight.from)];
+        k_at.load(k + (at * keys + key) * dim, part, dim);
+        v_at.load(v + at * v_far + key * dim, part, dim);
         float score = own.dot(k_at) * scale, slope = own_dy.dot(v_at);
         if (!seen) score = -INFINITY;
         float now = fmaxf(most, score), kept = fall(most, now), weight = fall(score, now);
@@ -239,29 +247,29 @@ static __device__ void attend_backward_queries(T* dq, float2* stats, const T* dy
     for (unsigned start = sight.from; start < sight.to; start += 4) {
         unsigned place = start + group;
         bool seen = place < sight.to;
-        size_t at = ((size_t)locations[sight.first + (seen ? place : sight.from)] * keys + key) * dim;
-        k_at.load(k + at, part, dim);
-        v_at.load(v + at, part, dim);
+        size_t at = locations[sight.first + (seen ? place : sight.from)];
+        k_at.load(k + (at * keys + key) * dim, part, dim);
+        v_at.load(v + at * v_far + key * dim, part, dim);
         float weight = __expf(own.dot(k_at) * scale - log_total), slope = own_dy.dot(v_at);
         sum.add(seen ? weight * (slope - mean) * scale : 0.0f, k_at);
     }
     sum.sum_groups();
-    if (group == 0) sum.store(dq + own_at, part, dim, 1.0f);
+    if (group == 0) sum.store(dq + (size_t)row * far + head * dim, part, dim, 1.0f);
 }
 
 // The gradients of keys and values of whole sequences. A warp a row and key head; `until` is behind the last row that sees
 // the row, and all from the row itself on do.
 template <int N, typename T>
 static __device__ void attend_backward_keys(T* dk, T* dv, const T* dy, const T* q, const T* k, const T* v, const float2* stats,
-                                            const unsigned* until, int rows, int queries, int keys, int dim, float scale) {
+                                            const unsigned* until, int rows, int queries, int keys, int dim, int v_far, int far,
+                                            float scale) {
     int pair = warp_row();
     if (pair >= rows * keys) return;
     int row = pair / keys, key = pair % keys, sharing = queries / keys;
     int group = threadIdx.x / 8, part = threadIdx.x % 8;
-    size_t own_at = (size_t)pair * dim;
     Slice<N, T> own_k, own_v, q_at, dy_at, sum_k, sum_v;
-    own_k.load(k + own_at, part, dim);
-    own_v.load(v + own_at, part, dim);
+    own_k.load(k + (size_t)pair * dim, part, dim);
+    own_v.load(v + (size_t)row * v_far + key * dim, part, dim);
     sum_k.clear();
     sum_v.clear();
     int count = ((int)until[row] - row) * sharing;
@@ -279,8 +287,9 @@ static __device__ void attend_backward_keys(T* dk, T* dv, const T* dy, const T* 
     sum_k.sum_groups();
     sum_v.sum_groups();
     if (group == 0) {
-        sum_k.store(dk + own_at, part, dim, 1.0f);
-        sum_v.store(dv + own_at, part, dim, 1.0f);
+        size_t at = (size_t)row * far + key * dim;
+        sum_k.store(dk + at, part, dim, 1.0f);
+        sum_v.store(dv + at, part, dim, 1.0f);
     }
 }
 
@@ -336,13 +345,14 @@ static __device__ void logprobs(T* logits, float* chosen, float* entropies, cons
     KERNEL(rms_norm_backward, type, \
            (T * dx, const T* dy, const T* x, const T* w, const T* onto, int rows, int columns, int added, float e), dx, dy, x, w, \
            onto, rows, columns, added, e) \
-    KERNEL(swiglu, type, (T * y, const T* gate, const T* up, int count), y, gate, up, count) \
-    KERNEL(swiglu_backward, type, (T * out, const T* dy, const T* gate, const T* up, int count, int columns), out, dy, gate, up, \
-           count, columns) \
-    KERNEL(turn, type, (T * y, const T* x, const float* cos, const float* sin, int count, int heads, int half, float sign), y, x, \
-           cos, sin, count, heads, half, sign) \
-    KERNEL(place_rows, type, (T * store, const T* rows, const unsigned* places, int count, int columns), store, rows, places, \
-           count, columns) \
+    KERNEL(swiglu, type, (T * y, const T* gate, const T* up, int count, int columns, int far), y, gate, up, count, columns, far) \
+    KERNEL(swiglu_backward, type, (T * out, const T* dy, const T* gate, const T* up, int count, int columns, int far), out, dy, \
+           gate, up, count, columns, far) \
+    KERNEL(turn, type, \
+           (T * y, const T* x, const float* cos, const float* sin, int count, int heads, int half, int y_far, int x_far, float sign), \
+           y, x, cos, sin, count, heads, half, y_far, x_far, sign) \
+    KERNEL(place_rows, type, (T * store, const T* rows, const unsigned* places, int count, int columns, int far), store, rows, \
+           places, count, columns, far) \
     KERNEL(logprobs, type, (T * logits, float* chosen, float* entropies, const unsigned* targets, int columns, int kept, float by), \
            logits, chosen, entropies, targets, columns, kept, by) \
     ATTENTION(1, T, type) ATTENTION(2, T, type) ATTENTION(4, T, type) ATTENTION(8, T, type) ATTENTION(16, T, type) \
@@ -350,18 +360,19 @@ static __device__ void logprobs(T* logits, float* chosen, float* entropies, cons
 
 #define ATTENTION(N, T, type) \
     extern "C" __global__ void attend_##N##_##type(T* out, const T* q, const T* k, const T* v, const unsigned* locations, \
-                                                   const Sight* sights, int queries, int keys, int dim, float scale) { \
-        attend<N, T>(out, q, k, v, locations, sights, queries, keys, dim, scale); \
+                                                   const Sight* sights, int queries, int keys, int dim, int v_far, float scale) { \
+        attend<N, T>(out, q, k, v, locations, sights, queries, keys, dim, v_far, scale); \
     } \
     extern "C" __global__ void attend_backward_queries_##N##_##type( \
         T* dq, float2* stats, const T* dy, const T* q, const T* k, const T* v, const unsigned* locations, const Sight* sights, \
-        int rows, int queries, int keys, int dim, float scale) { \
-        attend_backward_queries<N, T>(dq, stats, dy, q, k, v, locations, sights, rows, queries, keys, dim, scale); \
+        int rows, int queries, int keys, int dim, int v_far, int far, float scale) { \
+        attend_backward_queries<N, T>(dq, stats, dy, q, k, v, locations, sights, rows, queries, keys, dim, v_far, far, scale); \
     } \
     extern "C" __global__ void attend_backward_keys_##N##_##type(T* dk, T* dv, const T* dy, const T* q, const T* k, const T* v, \
                                                                  const float2* stats, const unsigned* until, int rows, \
-                                                                 int queries, int keys, int dim, float scale) { \
-        attend_backward_keys<N, T>(dk, dv, dy, q, k, v, stats, until, rows, queries, keys, dim, scale); \
+                                                                 int queries, int keys, int dim, int v_far, int far, \
+                                                                 float scale) { \
+        attend_backward_keys<N, T>(dk, dv, dy, q, k, v, stats, until, rows, queries, keys, dim, v_far, far, scale); \
     }
 
 EACH(float, f32)

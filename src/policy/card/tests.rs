@@ -60,7 +60,7 @@ fn norms_activations_and_turns_are_those_of_the_cpu() {
     let angles = || Rope::new(64, 10_000.0, &RopeScaling::None).angles(&places);
     let x = matrix(places.len(), 9 * 64, 6);
     both("turn", &card, &[&x], |t| angles().rotate(&t[0]).unwrap());
-    both("turn back", &card, &[&x], |t| angles().rotate_backward(&t[0]).unwrap());
+    both("turn back", &card, &[&x], |t| angles().rotate_backward(t[0].copy().unwrap()).unwrap());
 }
 
 /// Transposed operands, columns of wider ones, a factor, and onto columns that hold something.
@@ -114,7 +114,7 @@ fn whole_sequences_attend_as_on_the_cpu() {
             for of in 0..3 {
                 both(&format!("{what}, gradient {of}"), &card, &[&dy, &q, &k, &v], |t| {
                     let out = reach(&t[0]).backward(&t[0], (&t[1], &t[2], &t[3]), heads).unwrap();
-                    [out.0, out.1, out.2][of].clone()
+                    [out.q, out.k, out.v][of].contiguous().unwrap()
                 });
             }
         }

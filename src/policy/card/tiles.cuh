@@ -7,7 +7,7 @@
 // rows group and group + 8, columns 2 part and 2 part + 1. Two sums side by side are thus a left operand of 16 columns.
 
 static constexpr int TILE = 64;
-static constexpr size_t NOWHERE = ~(size_t)0;
+static constexpr unsigned NOWHERE = ~0u;
 
 struct Tile {
     unsigned row, count;
@@ -123,24 +123,25 @@ struct Sums {
     }
 };
 
-// The two rows of a tile that a lane holds parts of: where they begin in `[rows, heads, D]`, and what they see.
+// The two rows of a tile that a lane holds parts of, in one head, and what they see.
 template <int D>
 struct Pair {
-    size_t at[2];
+    unsigned row[2];
     Sight sees[2];
+    int head;
 
-    __device__ Pair(const Tile& tile, const Sight* sights, int heads, int head) {
+    __device__ Pair(const Tile& tile, const Sight* sights, int head) : head(head) {
         #pragma unroll
         for (int r = 0; r < 2; r++) {
-            unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * r;
-            bool there = row < tile.count;
-            at[r] = there ? ((size_t)(tile.row + row) * heads + head) * D : NOWHERE;
-            sees[r] = there && sights ? sights[tile.row + row] : Sight{0, 0, 0};
+            unsigned nth = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * r;
+            row[r] = nth < tile.count ? tile.row + nth : NOWHERE;
+            sees[r] = sights && nth < tile.count ? sights[tile.row + nth] : Sight{0, 0, 0};
         }
     }
+    // Null where the tile has no such row. Two rows of `x` are `far` apart.
     template <typename T>
-    __device__ T* in(T* x, int r) const {
-        return at[r] == NOWHERE ? nullptr : x + at[r];
+    __device__ T* in(T* x, int far, int r) const {
+        return row[r] == NOWHERE ? nullptr : x + (size_t)row[r] * far + head * D;
     }
     __device__ bool sees_place(int r, unsigned place) const { return place >= sees[r].from && place < sees[r].to; }
 };
@@ -150,36 +151,36 @@ template <int D>
 struct Seen {
     const unsigned* locations;
     unsigned from, to;
-    int keys, key;
+    int key;
 
-    __device__ Seen(const Tile& tile, const Sight* sights, const unsigned* locations, int keys, int key)
+    __device__ Seen(const Tile& tile, const Sight* sights, const unsigned* locations, int key)
         : locations(locations + sights[tile.row].first), from(sights[tile.row].from),
-          to(sights[tile.row + tile.count - 1].to), keys(keys), key(key) {}
+          to(sights[tile.row + tile.count - 1].to), key(key) {}
 
-    __device__ void load(Rows<D>& rows, const bf16* x, unsigned start) const {
-        rows.load([&](int row) { return start + row < to ? x + ((size_t)locations[start + row] * keys + key) * D : nullptr; });
+    __device__ void load(Rows<D>& rows, const bf16* x, int far, unsigned start) const {
+        rows.load([&](int row) { return start + row < to ? x + (size_t)locations[start + row] * far + key * D : nullptr; });
     }
 };
 
 // A block a tile and query head.
 template <int D>
 static __device__ void attend_tiles(bf16* out, const bf16* q, const bf16* k, const bf16* v, const unsigned* locations,
-                                    const Sight* sights, const Tile* tiles, int queries, int keys, float scale) {
+                                    const Sight* sights, const Tile* tiles, int queries, int keys, int v_far, float scale) {
     __shared__ __align__(16) Rows<D> k_at;
     __shared__ __align__(16) Rows<D> v_at;
     Tile tile = tiles[blockIdx.x];
     int head = blockIdx.y, key = head / (queries / keys), group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
-    Pair<D> pair(tile, sights, queries, head);
-    Seen<D> seen(tile, sights, locations, keys, key);
+    Pair<D> pair(tile, sights, head);
+    Seen<D> seen(tile, sights, locations, key);
     Own<D> own;
-    own.load(pair.in(q, 0), pair.in(q, 1), part);
+    own.load(pair.in(q, queries * D, 0), pair.in(q, queries * D, 1), part);
     Sums<D> sums;
     sums.clear();
     float most[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     for (unsigned start = seen.from; start < seen.to; start += TILE) {
         __syncthreads();
-        seen.load(k_at, k, start);
-        seen.load(v_at, v, start);
+        seen.load(k_at, k, keys * D, start);
+        seen.load(v_at, v, v_far, start);
         __syncthreads();
         float scores[TILE / 8][4], now[2] = {most[0], most[1]};
         #pragma unroll
@@ -216,28 +217,29 @@ static __device__ void attend_tiles(bf16* out, const bf16* q, const bf16* k, con
         #pragma unroll
         for (int far = 1; far <= 2; far *= 2) total[r] += __shfl_xor_sync(0xffffffff, total[r], far);
     sums.scale(1.0f / total[0], 1.0f / total[1]);
-    sums.store(pair.in(out, 0), pair.in(out, 1), part);
+    sums.store(pair.in(out, queries * D, 0), pair.in(out, queries * D, 1), part);
 }
 
 // The gradient of the queries, and `stats` as the kernel for single rows writes them. A block a tile and query head.
 template <int D>
 static __device__ void attend_backward_queries_tiles(bf16* dq, float2* stats, const bf16* dy, const bf16* q, const bf16* k,
                                                      const bf16* v, const unsigned* locations, const Sight* sights,
-                                                     const Tile* tiles, int queries, int keys, float scale) {
+                                                     const Tile* tiles, int queries, int keys, int v_far, int far,
+                                                     float scale) {
     __shared__ __align__(16) Rows<D> k_at;
     __shared__ __align__(16) Rows<D> v_at;
     Tile tile = tiles[blockIdx.x];
     int head = blockIdx.y, key = head / (queries / keys), group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
-    Pair<D> pair(tile, sights, queries, head);
-    Seen<D> seen(tile, sights, locations, keys, key);
+    Pair<D> pair(tile, sights, head);
+    Seen<D> seen(tile, sights, locations, key);
     Own<D> own, own_dy;
-    own.load(pair.in(q, 0), pair.in(q, 1), part);
-    own_dy.load(pair.in(dy, 0), pair.in(dy, 1), part);
+    own.load(pair.in(q, queries * D, 0), pair.in(q, queries * D, 1), part);
+    own_dy.load(pair.in(dy, queries * D, 0), pair.in(dy, queries * D, 1), part);
     float most[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f}, slopes[2] = {0.0f, 0.0f};
     for (unsigned start = seen.from; start < seen.to; start += TILE) {
         __syncthreads();
-        seen.load(k_at, k, start);
-        seen.load(v_at, v, start);
+        seen.load(k_at, k, keys * D, start);
+        seen.load(v_at, v, v_far, start);
         __syncthreads();
         #pragma unroll
         for (int n = 0; n < TILE / 8; n++) {
@@ -259,23 +261,23 @@ static __device__ void attend_backward_queries_tiles(bf16* dq, float2* stats, co
     #pragma unroll
     for (int r = 0; r < 2; r++) {
         #pragma unroll
-        for (int far = 1; far <= 2; far *= 2) {
-            float other = __shfl_xor_sync(0xffffffff, most[r], far), now = fmaxf(most[r], other);
+        for (int away = 1; away <= 2; away *= 2) {
+            float other = __shfl_xor_sync(0xffffffff, most[r], away), now = fmaxf(most[r], other);
             float kept = fall(most[r], now), added = fall(other, now);
-            total[r] = total[r] * kept + __shfl_xor_sync(0xffffffff, total[r], far) * added;
-            slopes[r] = slopes[r] * kept + __shfl_xor_sync(0xffffffff, slopes[r], far) * added;
+            total[r] = total[r] * kept + __shfl_xor_sync(0xffffffff, total[r], away) * added;
+            slopes[r] = slopes[r] * kept + __shfl_xor_sync(0xffffffff, slopes[r], away) * added;
             most[r] = now;
         }
         log_total[r] = most[r] + __logf(total[r]);
         mean[r] = slopes[r] / total[r];
-        if (part == 0 && pair.at[r] != NOWHERE) stats[pair.at[r] / D] = make_float2(log_total[r], mean[r]);
+        if (part == 0 && pair.row[r] != NOWHERE) stats[(size_t)pair.row[r] * queries + head] = make_float2(log_total[r], mean[r]);
     }
     Sums<D> sums;
     sums.clear();
     for (unsigned start = seen.from; start < seen.to; start += TILE) {
         __syncthreads();
-        seen.load(k_at, k, start);
-        seen.load(v_at, v, start);
+        seen.load(k_at, k, keys * D, start);
+        seen.load(v_at, v, v_far, start);
         __syncthreads();
         #pragma unroll
         for (int n = 0; n < TILE / 8; n += 2) {
@@ -295,7 +297,7 @@ static __device__ void attend_backward_queries_tiles(bf16* dq, float2* stats, co
             sums.add(Left(d[0], d[1]), k_at, n * 8);
         }
     }
-    sums.store(pair.in(dq, 0), pair.in(dq, 1), part);
+    sums.store(pair.in(dq, far, 0), pair.in(dq, far, 1), part);
 }
 
 // The gradients of keys and values of whole sequences. A block a tile of keys and key head; the other way round than above
@@ -303,22 +305,19 @@ static __device__ void attend_backward_queries_tiles(bf16* dq, float2* stats, co
 template <int D>
 static __device__ void attend_backward_keys_tiles(bf16* dk, bf16* dv, const bf16* dy, const bf16* q, const bf16* k, const bf16* v,
                                                   const float2* stats, const unsigned* until, const Tile* tiles, int queries,
-                                                  int keys, float scale) {
+                                                  int keys, int v_far, int far, float scale) {
     __shared__ __align__(16) Rows<D> q_at;
     __shared__ __align__(16) Rows<D> dy_at;
     __shared__ float2 stats_at[TILE];
     Tile tile = tiles[blockIdx.x];
     int key = blockIdx.y, sharing = queries / keys, group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
-    Pair<D> pair(tile, nullptr, keys, key);
-    unsigned own_row[2], seen_until[2];
+    Pair<D> pair(tile, nullptr, key);
+    unsigned seen_until[2];
     #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        own_row[r] = pair.at[r] / D / keys;
-        seen_until[r] = pair.at[r] == NOWHERE ? 0 : until[own_row[r]];
-    }
+    for (int r = 0; r < 2; r++) seen_until[r] = pair.row[r] == NOWHERE ? 0 : until[pair.row[r]];
     Own<D> own_k, own_v;
-    own_k.load(pair.in(k, 0), pair.in(k, 1), part);
-    own_v.load(pair.in(v, 0), pair.in(v, 1), part);
+    own_k.load(pair.in(k, keys * D, 0), pair.in(k, keys * D, 1), part);
+    own_v.load(pair.in(v, v_far, 0), pair.in(v, v_far, 1), part);
     Sums<D> sum_k, sum_v;
     sum_k.clear();
     sum_v.clear();
@@ -343,7 +342,7 @@ static __device__ void attend_backward_keys_tiles(bf16* dk, bf16* dv, const bf16
                     for (int i = 0; i < 4; i++) {
                         int column = (n + side) * 8 + part * 2 + i % 2;
                         unsigned row = start + column;
-                        bool sees = row >= own_row[i / 2] && row < seen_until[i / 2];
+                        bool sees = row >= pair.row[i / 2] && row < seen_until[i / 2];
                         float2 stat = stats_at[column];
                         float weight = sees ? __expf(weights[side][i] * scale - stat.x) : 0.0f;
                         weights[side][i] = weight;
@@ -355,25 +354,25 @@ static __device__ void attend_backward_keys_tiles(bf16* dk, bf16* dv, const bf16
             }
         }
     }
-    sum_k.store(pair.in(dk, 0), pair.in(dk, 1), part);
-    sum_v.store(pair.in(dv, 0), pair.in(dv, 1), part);
+    sum_k.store(pair.in(dk, far, 0), pair.in(dk, far, 1), part);
+    sum_v.store(pair.in(dv, far, 0), pair.in(dv, far, 1), part);
 }
 
 #define TILES(D) \
     extern "C" __global__ void __launch_bounds__(128) attend_tiles_##D##_bf16( \
         bf16* out, const bf16* q, const bf16* k, const bf16* v, const unsigned* locations, const Sight* sights, const Tile* tiles, \
-        int queries, int keys, float scale) { \
-        attend_tiles<D>(out, q, k, v, locations, sights, tiles, queries, keys, scale); \
+        int queries, int keys, int v_far, float scale) { \
+        attend_tiles<D>(out, q, k, v, locations, sights, tiles, queries, keys, v_far, scale); \
     } \
     extern "C" __global__ void __launch_bounds__(128) attend_backward_queries_tiles_##D##_bf16( \
         bf16* dq, float2* stats, const bf16* dy, const bf16* q, const bf16* k, const bf16* v, const unsigned* locations, \
-        const Sight* sights, const Tile* tiles, int queries, int keys, float scale) { \
-        attend_backward_queries_tiles<D>(dq, stats, dy, q, k, v, locations, sights, tiles, queries, keys, scale); \
+        const Sight* sights, const Tile* tiles, int queries, int keys, int v_far, int far, float scale) { \
+        attend_backward_queries_tiles<D>(dq, stats, dy, q, k, v, locations, sights, tiles, queries, keys, v_far, far, scale); \
     } \
     extern "C" __global__ void __launch_bounds__(128) attend_backward_keys_tiles_##D##_bf16( \
         bf16* dk, bf16* dv, const bf16* dy, const bf16* q, const bf16* k, const bf16* v, const float2* stats, \
-        const unsigned* until, const Tile* tiles, int queries, int keys, float scale) { \
-        attend_backward_keys_tiles<D>(dk, dv, dy, q, k, v, stats, until, tiles, queries, keys, scale); \
+        const unsigned* until, const Tile* tiles, int queries, int keys, int v_far, int far, float scale) { \
+        attend_backward_keys_tiles<D>(dk, dv, dy, q, k, v, stats, until, tiles, queries, keys, v_far, far, scale); \
     }
 
 TILES(64)

@@ -113,7 +113,7 @@ pub(crate) mod tests {
         let scaling = RopeScaling::Linear { factor: 2.0 };
         let angles = || Rope::new(16, 10_000.0, &scaling).angles(&[0, 1, 31, 500]);
         check(&[&x], |t| angles().rotate(&t[0]).unwrap());
-        check(&[&x], |t| angles().rotate_backward(&t[0]).unwrap());
+        check(&[&x], |t| angles().rotate_backward(t[0].clone()).unwrap());
     }
 
     #[test]
