@@ -110,28 +110,63 @@ pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdaptiveKl {
     value: f64,
+    /// What an update may add.
     target: f64,
     horizon: f64,
+    /// What the version had that it goes on from.
+    start: Option<f64>,
 }
 
 impl AdaptiveKl {
     /// The horizon is in episodes. TRL's 10 000 were for runs of millions, and do nothing in some hundreds.
     pub fn new(init_kl_coef: f64, target: f64, horizon: f64) -> Self {
-        Self { value: init_kl_coef, target, horizon }
+        Self { value: init_kl_coef, target, horizon, start: None }
     }
 
     pub fn value(&self) -> f64 {
         self.value
     }
 
-    /// Goes on from a value that it had.
-    pub fn set(&mut self, value: f64) {
-        self.value = value;
+    /// The coefficient, and the KL of the first iteration if it was.
+    pub fn memory(&self) -> (f64, Option<f64>) {
+        (self.value, self.start)
     }
 
-    /// Takes the KL of an iteration of `episodes`.
+    /// Goes on from a memory.
+    pub fn remember(&mut self, (value, start): (f64, Option<f64>)) {
+        (self.value, self.start) = (value, start);
+    }
+
+    /// Takes the KL to the reference of an iteration of `episodes`. The first one's is what the policy came with: an update
+    /// of a version that had reached the target would else have no room, and its price would rise for what others learned.
     pub fn update(&mut self, kl: f64, episodes: usize) {
-        let error = (kl / self.target - 1.0).clamp(-0.2, 0.2);
+        let start = *self.start.get_or_insert(kl.max(0.0));
+        let error = (kl / (start + self.target) - 1.0).clamp(-0.2, 0.2);
         self.value *= 1.0 + error * episodes as f64 / self.horizon;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_version_comes_with_leaves_an_update_its_room() {
+        let after = |nats: [f64; 3]| {
+            let mut coefficient = AdaptiveKl::new(0.05, 3.0, 100.0);
+            nats.iter().for_each(|kl| coefficient.update(*kl, 10));
+            coefficient.value()
+        };
+        // A first version comes with nothing.
+        assert!(after([0.0, 1.0, 2.0]) < 0.05 && after([0.0, 9.0, 9.0]) > 0.05);
+        // A later one with what others learned.
+        assert!(after([3.0, 4.0, 5.0]) < 0.05 && after([3.0, 9.0, 9.0]) > 0.05);
+        // By a fifth for each horizon of episodes at most.
+        assert!((after([0.0, 0.0, 0.0]) / 0.05 - 0.98f64.powi(3)).abs() < 1e-12);
+        let mut resumed = AdaptiveKl::new(0.05, 3.0, 100.0);
+        let mut whole = resumed.clone();
+        whole.update(3.0, 10);
+        resumed.remember(whole.memory());
+        assert_eq!(resumed, whole);
     }
 }

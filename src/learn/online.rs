@@ -128,9 +128,9 @@ impl<'a> Online<'a> {
             trainee.restore(kept)?;
         }
         self.policy = kept_policy.adapter;
-        if let [coefficient, first_length, spread] = numbers[..] {
-            self.kl_coefficient.set(coefficient);
+        if let [first_length, spread, coefficient, ref first_kl @ ..] = numbers[..] {
             (self.first_length, self.spread) = (first_length, spread);
+            self.kl_coefficient.remember((coefficient, first_kl.first().copied()));
         }
         Ok(step)
     }
@@ -140,7 +140,8 @@ impl<'a> Online<'a> {
         let kept_policy = Trainee::new(Arc::clone(&self.policy), 0.0).keep()?;
         let mut trainees = vec![self.trainee.keep()?, kept_policy];
         trainees.extend(critic);
-        let numbers = vec![self.kl_coefficient.value(), self.first_length, self.spread];
+        let (coefficient, first_kl) = self.kl_coefficient.memory();
+        let numbers = [self.first_length, self.spread, coefficient].into_iter().chain(first_kl).collect();
         Ok(State { step, trainees, numbers })
     }
 
