@@ -69,7 +69,7 @@ impl Default for Config {
             episodes: 32,
             num_ppo_epochs: 4,
             num_mini_batches: 1,
-            learning_rate: 3e-4,
+            learning_rate: 2e-4,
             value_learning_rate: 3e-4,
             temperature: 1.0,
             response_length: 64,
