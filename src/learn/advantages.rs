@@ -154,7 +154,9 @@ mod tests {
     fn what_a_version_comes_with_leaves_an_update_its_room() {
         let after = |nats: [f64; 3]| {
             let mut coefficient = AdaptiveKl::new(0.05, 3.0, 100.0);
-            nats.iter().for_each(|kl| coefficient.update(*kl, 10));
+            for kl in nats {
+                coefficient.update(kl, 10);
+            }
             coefficient.value()
         };
         // A first version comes with nothing.
