@@ -183,11 +183,10 @@ impl LayerPass<'_> {
     /// From the gradients of linears that read the same `x`, side by side, to that of `x`; their pairs' own are added on
     /// the way.
     fn through(&mut self, targets: &[Target], dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let dmiddles = self.pairs(targets, dy, x)?;
         if on_slices(dy) {
-            self.pairs(targets, dy, x)?;
             return dy.matmul(&self.merged(targets)?);
         }
-        let dmiddles = self.pairs(targets, dy, x)?;
         let mut dx = Onto::New(dy.dtype());
         match self.decoder.layers[self.layer].joined(targets) {
             Some(joined) => dx = Onto::This(product(dy, joined, 1.0, dx)?),

@@ -157,8 +157,16 @@ struct Seen {
         : locations(locations + sights[tile.row].first), from(sights[tile.row].from),
           to(sights[tile.row + tile.count - 1].to), key(key) {}
 
-    __device__ void load(Rows<D>& rows, const bf16* x, int far, unsigned start) const {
+    __device__ void load_one(Rows<D>& rows, const bf16* x, int far, unsigned start) const {
         rows.load([&](int row) { return start + row < to ? x + (size_t)locations[start + row] * far + key * D : nullptr; });
+    }
+
+    // Keys and values from place `start` on; all warps are done with those before.
+    __device__ void load(Rows<D>& k_at, const bf16* k, int k_far, Rows<D>& v_at, const bf16* v, int v_far, unsigned start) const {
+        __syncthreads();
+        load_one(k_at, k, k_far, start);
+        load_one(v_at, v, v_far, start);
+        __syncthreads();
     }
 };
 
@@ -178,10 +186,7 @@ static __device__ void attend_tiles(bf16* out, const bf16* q, const bf16* k, con
     sums.clear();
     float most[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     for (unsigned start = seen.from; start < seen.to; start += TILE) {
-        __syncthreads();
-        seen.load(k_at, k, keys * D, start);
-        seen.load(v_at, v, v_far, start);
-        __syncthreads();
+        seen.load(k_at, k, keys * D, v_at, v, v_far, start);
         float scores[TILE / 8][4], now[2] = {most[0], most[1]};
         #pragma unroll
         for (int n = 0; n < TILE / 8; n++) {
@@ -237,10 +242,7 @@ static __device__ void attend_backward_queries_tiles(bf16* dq, float2* stats, co
     own_dy.load(pair.in(dy, queries * D, 0), pair.in(dy, queries * D, 1), part);
     float most[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f}, slopes[2] = {0.0f, 0.0f};
     for (unsigned start = seen.from; start < seen.to; start += TILE) {
-        __syncthreads();
-        seen.load(k_at, k, keys * D, start);
-        seen.load(v_at, v, v_far, start);
-        __syncthreads();
+        seen.load(k_at, k, keys * D, v_at, v, v_far, start);
         #pragma unroll
         for (int n = 0; n < TILE / 8; n++) {
             float scores[4], slope[4];
@@ -275,10 +277,7 @@ static __device__ void attend_backward_queries_tiles(bf16* dq, float2* stats, co
     Sums<D> sums;
     sums.clear();
     for (unsigned start = seen.from; start < seen.to; start += TILE) {
-        __syncthreads();
-        seen.load(k_at, k, keys * D, start);
-        seen.load(v_at, v, v_far, start);
-        __syncthreads();
+        seen.load(k_at, k, keys * D, v_at, v, v_far, start);
         #pragma unroll
         for (int n = 0; n < TILE / 8; n += 2) {
             float d[2][4];
