@@ -109,7 +109,6 @@ fn config(options: &Options, data: &Path) -> Config {
     config.learn.ppo.num_ppo_epochs = 2;
     config.learn.ppo.response_length = ANSWER;
     config.learn.ppo.learning_rate = 2e-4;
-    config.learn.ppo.value_learning_rate = 1e-3;
     config.learn.ppo.target_kl = 3.0;
     config.learn.pace.give_way_ms = 50;
     config

@@ -29,6 +29,7 @@ pub struct Config {
     /// Optimiser steps an epoch.
     pub num_mini_batches: usize,
     pub learning_rate: f64,
+    /// Well above the policy's: as long as it knows nothing, every advantage is noise, and noise takes the policy as far.
     pub value_learning_rate: f64,
     pub temperature: f64,
     pub response_length: usize,
@@ -69,8 +70,8 @@ impl Default for Config {
             episodes: 32,
             num_ppo_epochs: 4,
             num_mini_batches: 1,
-            learning_rate: 2e-4,
-            value_learning_rate: 3e-4,
+            learning_rate: 1.25e-4,
+            value_learning_rate: 1e-3,
             temperature: 1.0,
             response_length: 64,
             gamma: 1.0,

@@ -110,6 +110,12 @@ impl Heads {
     pub(super) fn key_columns(self) -> usize {
         self.keys * self.dim
     }
+
+    /// Of queries, keys and values.
+    #[cfg(feature = "cuda")]
+    pub(super) fn widths(self) -> [usize; 3] {
+        [self.queries * self.dim, self.key_columns(), self.key_columns()]
+    }
 }
 
 impl Architecture {

@@ -19,6 +19,8 @@ use rayon::prelude::*;
 pub(crate) use self::backward::attend_backward;
 use self::kernel::{TOGETHER, Task, Vector};
 pub(crate) use self::store::Store;
+#[cfg(feature = "cuda")]
+use super::ops::columns;
 use super::{architecture::Heads, batch::Span, ops::read};
 
 /// Multiplications below which waking a second thread costs more than it saves.
@@ -110,9 +112,7 @@ impl From<(Tensor, Tensor, Tensor)> for Slopes {
 impl Slopes {
     #[cfg(feature = "cuda")]
     fn within(whole: Tensor, heads: Heads) -> Result<Self> {
-        let (of_q, of_k) = (heads.queries * heads.dim, heads.key_columns());
-        let q = whole.narrow(1, 0, of_q)?;
-        let (k, v) = (whole.narrow(1, of_q, of_k)?, whole.narrow(1, of_q + of_k, of_k)?);
+        let [q, k, v] = columns(&whole, heads.widths())?;
         Ok(Self { q, k, v, whole: Some(whole) })
     }
 }

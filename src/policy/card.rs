@@ -21,7 +21,7 @@ use candle_core::{
     },
 };
 
-use super::architecture::Heads;
+use super::{architecture::Heads, ops::columns};
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
@@ -400,12 +400,12 @@ pub(crate) fn attend_backward(
 ) -> Result<Tensor> {
     let (each, rows) = (lanes(heads)?, q.dim(0)?);
     let (dy, q, k, (v, v_far)) = (dy.contiguous()?, q.contiguous()?, k.contiguous()?, spaced(v)?);
-    let (of_q, of_k) = (heads.queries * heads.dim, heads.keys * heads.dim);
-    let whole = unfilled((rows, of_q + 2 * of_k), q.dtype(), q.device())?;
-    let (dq, dk, dv) =
-        (whole.narrow(1, 0, of_q)?, whole.narrow(1, of_q, of_k)?, whole.narrow(1, of_q + of_k, of_k)?);
+    let widths = heads.widths();
+    let width = widths.iter().sum::<usize>();
+    let whole = unfilled((rows, width), q.dtype(), q.device())?;
+    let [dq, dk, dv] = columns(&whole, widths)?;
     let stats = unfilled((rows, heads.queries, 2), DType::F32, q.device())?;
-    let ([queries, keys, dim, scale], far) = (numbers(heads), Number::from(of_q + 2 * of_k));
+    let ([queries, keys, dim, scale], far) = (numbers(heads), Number::from(width));
     let mut of_queries = vec![&dq, &stats, &dy, &q, &k, &v, &sights.locations, &sights.rows];
     let mut of_keys = vec![&dk, &dv, &dy, &q, &k, &v, &stats, &sights.until];
     if let Some(tiles) = sights.tiles(&q, heads)? {

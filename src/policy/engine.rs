@@ -40,7 +40,8 @@ use super::{
 };
 use crate::completion::{Message, Version};
 
-/// A handle on the engine's thread; clones share it. The thread ends when the last handle is dropped.
+/// A handle on the engine's thread; clones share it. Dropping the last one ends the thread, once what it runs has ended, and
+/// waits for it.
 #[derive(Debug, Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
@@ -55,6 +56,19 @@ struct Inner {
     queue: usize,
     context: usize,
     grammars: Grammars,
+    /// After `jobs`, whose end the thread waits for.
+    _thread: Joined,
+}
+
+/// A thread that is waited for. What it holds on a card has to be freed before the process ends and takes the driver along.
+#[derive(Debug)]
+struct Joined(Option<thread::JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // Its panic, if there was one, has been reported where it was.
+        let _ended = self.0.take().map(thread::JoinHandle::join);
+    }
 }
 
 /// How busy the engine is, shared with its handles.
@@ -113,10 +127,10 @@ impl Engine {
             running: Vec::new(),
             last_end: Instant::now(),
         };
-        thread::Builder::new().name("engine".to_owned()).spawn(move || device.run())?;
+        let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || device.run())?;
         let grammars = Grammars::new(Arc::clone(&model));
-        let queue = config.queue;
-        Ok(Self { inner: Arc::new(Inner { model, jobs, served, load, queue, context, grammars }) })
+        let (queue, _thread) = (config.queue, Joined(Some(thread)));
+        Ok(Self { inner: Arc::new(Inner { model, jobs, served, load, queue, context, grammars, _thread }) })
     }
 
     /// Queues one sequence. Dropping the receiver cancels it.

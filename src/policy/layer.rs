@@ -6,7 +6,7 @@ use super::{
     architecture::Target,
     batch::Adapted,
     linear::Linear,
-    ops::{Onto, add_to_rows, product},
+    ops::{Onto, add_to_rows, columns, product},
     packed::{Packed, Update},
 };
 
@@ -59,14 +59,7 @@ impl Layer {
             return Linear::forward_all(targets.map(|target| &self.linears[target as usize]), x);
         };
         let all = product(x, &joined.t()?, 1.0, Onto::New(x.dtype()))?;
-        let mut column = 0;
-        let products = targets.map(|target| {
-            let width = self.linears[target as usize].dims()[0];
-            column += width;
-            all.narrow(1, column - width, width)
-        });
-        let products: Vec<Tensor> = products.into_iter().collect::<Result<_>>()?;
-        products.try_into().map_err(|_| candle_core::Error::Msg("as many products as matrices".to_owned()))
+        columns(&all, targets.map(|target| self.linears[target as usize].dims()[0]))
     }
 
     /// The weights of linears that share an input, one below the other, if they lie so.

@@ -146,6 +146,17 @@ pub(crate) fn products_beside(pairs: &[(Tensor, Tensor)], scale: f64) -> Result<
     Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 1)
 }
 
+/// Neighbouring columns of a matrix, in parts of so many.
+pub(crate) fn columns<const N: usize>(matrix: &Tensor, widths: [usize; N]) -> Result<[Tensor; N]> {
+    let mut end = 0;
+    let parts = widths.map(|width| {
+        end += width;
+        matrix.narrow(1, end - width, width)
+    });
+    let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
+    parts.try_into().map_err(|_| candle_core::Error::Msg("as many parts as widths".to_owned()))
+}
+
 /// `a + b`. candle's sum waits for threads of candle's own, which would compete with ours.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !on_slices(a) {

@@ -63,6 +63,18 @@ fn check_same(a: &(Generated, Vec<TokenLogprob>), b: &(Generated, Vec<TokenLogpr
     }
 }
 
+#[test]
+fn the_last_handle_waits_for_the_thread_and_what_it_holds() {
+    let Started { engine, .. } = start(Config::default());
+    let model = Arc::clone(engine.model());
+    let other = engine.clone();
+    let answer = other.submit(request(1, 20, 200)).unwrap();
+    drop(engine);
+    assert_eq!(finish(answer).0.tokens.len(), 200);
+    drop(other);
+    assert_eq!(Arc::strong_count(&model), 1);
+}
+
 /// Waits until nothing runs, and returns the blocks in use then.
 fn used_at_rest(metrics: &Metrics) -> i64 {
     let waiting = || metrics.queue_depth.with_label_values(&["engine"]).get();
