@@ -129,8 +129,10 @@ impl Engine {
         };
         let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || device.run())?;
         let grammars = Grammars::new(Arc::clone(&model));
-        let (queue, _thread) = (config.queue, Joined(Some(thread)));
-        Ok(Self { inner: Arc::new(Inner { model, jobs, served, load, queue, context, grammars, _thread }) })
+        let queue = config.queue;
+        let thread = Joined(Some(thread));
+        let inner = Inner { model, jobs, served, load, queue, context, grammars, _thread: thread };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Queues one sequence. Dropping the receiver cancels it.
