@@ -48,7 +48,7 @@ impl Default for Config {
         Self {
             learning_rate: 2e-4,
             epochs: 2,
-            batch: 8,
+            batch: 16,
             loss: PairLoss::Sigmoid,
             beta: 0.1,
             desirable_weight: 1.0,
