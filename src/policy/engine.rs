@@ -40,8 +40,8 @@ use super::{
 };
 use crate::completion::{Message, Version};
 
-/// A handle on the engine's thread; clones share it. Dropping the last one ends the thread, once what it runs has ended, and
-/// waits for it.
+/// A handle on the engine's thread; clones share it. Dropping the last one ends the thread, with whatever it runs, and waits
+/// for it.
 #[derive(Debug, Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
@@ -320,7 +320,8 @@ impl Loop {
         rows <= FEW && any(&self.load.trainings) && any(&self.load.clients)
     }
 
-    /// Takes in what has been submitted; waits if there is nothing else to do. `false` once all handles are gone.
+    /// Takes in what has been submitted; waits if there is nothing else to do. `false` once all handles are gone: nobody waits
+    /// for what still runs.
     fn receive(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
             match self.arriving.recv() {
@@ -328,8 +329,12 @@ impl Loop {
                 Err(mpsc::RecvError) => return false,
             }
         }
-        self.waiting.extend(self.arriving.try_iter().flatten());
-        true
+        loop {
+            match self.arriving.try_recv() {
+                Ok(sequences) => self.waiting.extend(sequences),
+                Err(fault) => return fault == mpsc::TryRecvError::Empty,
+            }
+        }
     }
 
     fn drop_cancelled(&mut self) {

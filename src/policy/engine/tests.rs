@@ -71,6 +71,8 @@ fn the_last_handle_waits_for_the_thread_and_what_it_holds() {
     let answer = other.submit(request(1, 20, 200)).unwrap();
     drop(engine);
     assert_eq!(finish(answer).0.tokens.len(), 200);
+    // What still runs is given up.
+    let _unread = other.submit(request(2, 20, 200)).unwrap();
     drop(other);
     assert_eq!(Arc::strong_count(&model), 1);
 }
